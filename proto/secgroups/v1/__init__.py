@@ -1,0 +1,1 @@
+"""The protocol: all that controller, agent and command line share."""
