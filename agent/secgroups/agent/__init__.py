@@ -1,0 +1,73 @@
+"""The agent: enforces what the controller says and answers verdicts.
+
+The names below are the firewall as a library; each is loaded when it is first used, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secgroups.agent.firewall import Firewall
+    from secgroups.agent.flow import (
+        Action,
+        Direction,
+        Explanation,
+        Fragment,
+        Packet,
+        QuotedPacket,
+        Reason,
+        TcpFlags,
+        Verdict,
+    )
+    from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
+    from secgroups.agent.settings import EngineSettings
+
+_MODULE_OF = {
+    "Action": "flow",
+    "AddressSet": "ruleset",
+    "AddressSetPatch": "ruleset",
+    "Direction": "flow",
+    "EngineSettings": "settings",
+    "Explanation": "flow",
+    "Firewall": "firewall",
+    "Fragment": "flow",
+    "GroupRules": "ruleset",
+    "Packet": "flow",
+    "QuotedPacket": "flow",
+    "Reason": "flow",
+    "Rule": "ruleset",
+    "Ruleset": "ruleset",
+    "RulesetUpdate": "ruleset",
+    "ServerBinding": "ruleset",
+    "TcpFlags": "flow",
+    "Verdict": "flow",
+}
+
+__all__ = [
+    "Action",
+    "AddressSet",
+    "AddressSetPatch",
+    "Direction",
+    "EngineSettings",
+    "Explanation",
+    "Firewall",
+    "Fragment",
+    "GroupRules",
+    "Packet",
+    "QuotedPacket",
+    "Reason",
+    "Rule",
+    "Ruleset",
+    "RulesetUpdate",
+    "ServerBinding",
+    "TcpFlags",
+    "Verdict",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,137 @@
+"""The last good state on disk, so that an agent enforces it before, and without, the controller.
+
+A file is written beside the old one, synced and renamed, so there is always one whole file. Its header says how long the rest is
+and what it hashes to: what does not fit is set aside under another name and never used in part.
+
+Layout, little-endian: magic (8 bytes), format version (u32), length of the rest (u64), SHA-256 of the rest (32 bytes); then the
+length of a first message (u32), a ``secgroups.v1.Hello`` with agent id, store epoch and revision, and a ``secgroups.v1.Update``
+with all that is in force.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from secgroups.agent import convert
+from secgroups.agent.errors import CacheError, ConfigError, UnenforceableError
+from secgroups.agent.ruleset import Ruleset
+from secgroups.v1 import agent_service_pb2 as pb
+
+FILE_NAME = "ruleset.cache"
+LOCK_NAME = "lock"
+DAMAGED_MAX = 5
+
+_MAGIC = b"SECGRPAG"
+_FORMAT_VERSION = 1
+_HEADER = struct.Struct("<8sIQ32s")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedState:
+    """What was in force, of which store epoch. Its revision is that of the ruleset."""
+
+    store_epoch: str
+    ruleset: Ruleset
+
+
+class Cache:
+    """The cache of one agent in its own folder."""
+
+    def __init__(self, folder: Path, agent_id: str) -> None:
+        """Lock ``folder`` for as long as this lives. ConfigError if it can't be written or another agent uses it."""
+        self._agent_id = agent_id
+        self._folder = folder
+        self._file = folder / FILE_NAME
+        if not folder.is_dir():
+            raise ConfigError(f"state_dir {folder} is not a directory")
+        try:
+            self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"state_dir {folder} can't be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ConfigError(f"state_dir {folder} is in use by another agent") from None
+
+    def close(self) -> None:
+        """Let another agent use the folder."""
+        os.close(self._lock)
+
+    def load(self) -> CachedState | None:
+        """Return what was saved, None if nothing was. CacheError if it can't be used; then it should be set aside."""
+        try:
+            content = self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"{self._file} can't be read: {error.strerror}") from None
+        try:
+            return self._decoded(content)
+        except CacheError as error:
+            raise CacheError(f"{self._file} {error}") from None
+
+    def set_aside(self) -> Path:
+        """Rename the file so that it can be looked at; of several the oldest makes room. OSError if that fails."""
+        names = [self._folder / f"{FILE_NAME}.damaged-{number}" for number in range(1, DAMAGED_MAX + 1)]
+        free = next((name for name in names if not name.exists()), None)
+        target = free or min(names, key=lambda name: name.stat().st_mtime_ns)
+        self._file.replace(target)
+        return target
+
+    def save(self, state: CachedState) -> None:
+        """Write ``state`` durably in place of what was saved. OSError if that fails; the old file is then still whole."""
+        new = self._folder / f"{FILE_NAME}.new"
+        with new.open("wb") as file:
+            file.write(self._encoded(state))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._file)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _encoded(self, state: CachedState) -> bytes:
+        hello = pb.Hello(agent_id=self._agent_id, store_epoch=state.store_epoch, applied_revision=state.ruleset.revision)
+        head = hello.SerializeToString()
+        payload = _LENGTH.pack(len(head)) + head + convert.whole_update(state.ruleset).SerializeToString()
+        return _HEADER.pack(_MAGIC, _FORMAT_VERSION, len(payload), sha256(payload).digest()) + payload
+
+    def _decoded(self, content: bytes) -> CachedState:
+        if len(content) < _HEADER.size:
+            raise CacheError(f"is torn: {len(content)} bytes are less than its header")
+        magic, version, length, digest = _HEADER.unpack_from(content)
+        payload = content[_HEADER.size :]
+        if magic != _MAGIC:
+            raise CacheError("is not a cache of an agent")
+        if version != _FORMAT_VERSION:
+            raise CacheError(f"has format version {version}, this agent reads {_FORMAT_VERSION}")
+        if len(payload) != length:
+            raise CacheError(f"is torn: {len(payload)} bytes of {length}")
+        if sha256(payload).digest() != digest:
+            raise CacheError("is damaged: its checksum does not fit")
+        try:
+            end = _LENGTH.size + _LENGTH.unpack_from(payload)[0]
+            hello = pb.Hello.FromString(payload[_LENGTH.size : end])
+            update = pb.Update.FromString(payload[end:])
+            ruleset = Ruleset(
+                revision=update.revision,
+                sets={held.group_id: convert.address_set(held) for held in update.sets},
+                groups={held.group_id: convert.group_rules(held) for held in update.groups},
+                servers={held.server: convert.server_binding(held) for held in update.servers},
+            )
+        except (struct.error, DecodeError, UnenforceableError) as error:
+            raise CacheError(f"can't be understood: {error}") from None
+        if hello.agent_id != self._agent_id:
+            raise CacheError(f"is of agent {hello.agent_id}, this is {self._agent_id}")
+        return CachedState(store_epoch=hello.store_epoch, ruleset=ruleset)

@@ -1,0 +1,159 @@
+"""Settings of the agent: flags over environment over file over defaults; what is not known is refused.
+
+A flag ``--flows-max`` is ``SECGROUPS_AGENT_FLOWS_MAX`` in the environment and ``flows_max`` in the file (TOML, no tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from secgroups.agent.errors import ConfigError
+from secgroups.agent.settings import EngineSettings
+
+ENVIRONMENT_PREFIX = "SECGROUPS_AGENT_"
+ID_CHARACTERS_MAX = 128
+
+_ENGINE = EngineSettings()
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """What the agent was started with. ConfigError, one line that names the setting, its value and the bound, if it can't work."""
+
+    agent_id: str = _setting("", "id under which servers name this agent")
+    controller: str = _setting("127.0.0.1:7700", "where the controller listens: HOST:PORT or unix:PATH")
+    listen: str = _setting("127.0.0.1:7710", "where to answer verdicts: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
+    state_dir: str = _setting("", "folder for the cached state; of this agent alone")
+    flows_max: int = _setting(_ENGINE.flows_max, "capacity of the flow table")
+    server_flows_max: int = _setting(_ENGINE.server_flows_max, "most flows of one server")
+    tcp_loose_s: int = _setting(0, "accept TCP in mid-stream for this many seconds after the start")
+    essential_services: bool = _setting(True, "let DHCP and neighbour discovery pass whatever the rules say")
+    reconnect_min_s: float = _setting(0.5, "bound of the first wait before connecting again")
+    reconnect_max_s: float = _setting(30.0, "bound of every wait before connecting again")
+    ready_file: str = _setting("", "file to write the address to, as JSON, once the agent serves")
+
+    def __post_init__(self) -> None:
+        _check_id(self.agent_id)
+        if not self.state_dir:
+            raise ConfigError("state_dir is missing: name a folder for the cached state (--state-dir DIR)")
+        _check_endpoint("controller", self.controller, port_min=1)
+        _check_endpoint("listen", self.listen, port_min=0)
+        if not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0]):
+            raise ConfigError(f"listen {self.listen} is not on loopback; without TLS only loopback and unix:PATH are allowed")
+        if not 0.001 <= self.reconnect_min_s <= self.reconnect_max_s <= 3600:
+            raise ConfigError(
+                f"reconnect_min_s {self.reconnect_min_s} and reconnect_max_s {self.reconnect_max_s} must ascend within 0.001..3600"
+            )
+        self.engine_settings()
+
+    def engine_settings(self) -> EngineSettings:
+        """Return the settings of the firewall."""
+        return EngineSettings(
+            essential_services=self.essential_services,
+            flows_max=self.flows_max,
+            server_flows_max=self.server_flows_max,
+            tcp_loose_s=self.tcp_loose_s,
+        )
+
+
+def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> AgentConfig:
+    """Return the settings. ConfigError if they can't work; SystemExit for ``--help`` and flags that don't exist."""
+    flags = vars(_parser().parse_args(arguments))
+    file = flags.pop("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG", "")
+    values = _from_file(Path(file)) if file else {}
+    values |= _from_environment(environment)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    return AgentConfig(**values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="secgroups-agent", description="Enforce security groups for the servers of one machine.", allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE.toml", help="file with settings")
+    for each in fields(AgentConfig):
+        flag = "--" + each.name.replace("_", "-")
+        text = each.metadata["help"] + (f" (default {each.default})" if each.default != "" else "")
+        if isinstance(each.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, type=type(each.default), default=None, help=text, metavar=each.name.upper())
+    return parser
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {f"{ENVIRONMENT_PREFIX}{each.name.upper()}": each for each in fields(AgentConfig)}
+    values: dict[str, Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG":
+            continue
+        if name not in known:
+            raise ConfigError(f"environment variable {name} is not known")
+        each = known[name]
+        try:
+            values[each.name] = _TRUTH[text.lower()] if isinstance(each.default, bool) else _parsed(type(each.default), text)
+        except (KeyError, ValueError):
+            raise ConfigError(f"environment variable {name} is {text!r}, not a {type(each.default).__name__}") from None
+    return values
+
+
+def _parsed(kind: type[Any], text: str) -> Any:
+    return kind(text)
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"config file {file} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file} is no TOML: {error}") from None
+    kinds = {each.name: type(each.default) for each in fields(AgentConfig)}
+    for name, value in found.items():
+        if name not in kinds:
+            raise ConfigError(f"config file {file}: unknown key {name}; known are {', '.join(sorted(kinds))}")
+        kind = kinds[name]
+        if kind is float and type(value) is int:
+            found[name] = float(value)
+        elif type(value) is not kind:
+            raise ConfigError(f"config file {file}: {name} is {value!r}, not a {kind.__name__}")
+    return found
+
+
+def _check_id(agent_id: str) -> None:
+    if not agent_id:
+        raise ConfigError("agent_id is missing: give the id under which servers name this agent (--agent-id ID)")
+    if len(agent_id) > ID_CHARACTERS_MAX:
+        raise ConfigError(f"agent_id has {len(agent_id)} characters, the most allowed is {ID_CHARACTERS_MAX}")
+    if not agent_id.isprintable() or "/" in agent_id or agent_id != agent_id.strip():
+        raise ConfigError(f"agent_id {agent_id!r} must be printable, without slash and without blanks at either end")
+
+
+def _check_endpoint(name: str, value: str, *, port_min: int) -> None:
+    if value.startswith("unix:"):
+        if value == "unix:":
+            raise ConfigError(f"{name} {value} names no path")
+        return
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not port_min <= int(port) <= 65_535:
+        raise ConfigError(f"{name} {value!r} is neither HOST:PORT, port {port_min} to 65535, nor unix:PATH")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,50 @@
+"""Errors of the agent, one class for each thing that a caller can do differently.
+
+AgentError
+├── ConfigError            the agent was started with settings that can't work: correct them
+├── UnenforceableError     an object of the controller that this agent can't enforce: it is rejected, the last good version stays
+├── BaseVersionError       a patch does not fit what is held: ask for a full state again
+├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
+├── CacheError             the cached state on disk can't be used: it is set aside and the agent starts empty
+└── PacketError            a request for a verdict that is no packet at all: correct the named field
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Root of everything that the agent raises on purpose."""
+
+
+class ConfigError(AgentError):
+    """Settings that can't work. The message names the setting, the value and the bound."""
+
+
+class UnenforceableError(AgentError):
+    """An object of the controller that can't be enforced."""
+
+
+class BaseVersionError(AgentError):
+    """A patch whose base is not what is held. ``held`` is 0 if nothing is."""
+
+    def __init__(self, *, group_id: str, held: int, needed: int) -> None:
+        super().__init__(f"address set {group_id}: patch for version {needed}, held is {held}")
+        self.group_id = group_id
+        self.held = held
+        self.needed = needed
+
+
+class StreamError(AgentError):
+    """A message of the controller that does not fit what it said before."""
+
+
+class CacheError(AgentError):
+    """The cached state on disk can't be used; the message says why."""
+
+
+class PacketError(AgentError):
+    """A request for a verdict that is no packet. ``field`` names what is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field

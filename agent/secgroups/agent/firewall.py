@@ -1,0 +1,87 @@
+"""The engine as others use it: in the agent's services, in replay and in the case runner."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from secgroups.agent.counters import Stats
+from secgroups.agent.errors import ConfigError
+from secgroups.agent.flow import Explanation, Packet, Verdict
+from secgroups.agent.reference import Applied, ReferenceEngine
+from secgroups.agent.ruleset import Ruleset, RulesetUpdate
+from secgroups.agent.settings import EngineSettings
+from secgroups.agent.table import FlowTable
+
+
+class Engine(Protocol):
+    """What every engine can do; ``ReferenceEngine`` says what it means."""
+
+    def __init__(self, settings: EngineSettings, now_ns: int, flows: FlowTable | None = None) -> None: ...
+
+    @property
+    def ruleset(self) -> Ruleset: ...
+
+    @property
+    def flows(self) -> FlowTable: ...
+
+    def apply(self, update: RulesetUpdate, now_ns: int) -> Applied: ...
+
+    def decide(self, packet: Packet, now_ns: int) -> Verdict: ...
+
+    def explain(self, packet: Packet, now_ns: int) -> Explanation: ...
+
+    def stats(self, now_ns: int) -> Stats: ...
+
+
+ENGINES: dict[str, type[Engine]] = {"reference": ReferenceEngine}
+
+
+class Firewall:
+    """Verdicts for the packets of the servers that one agent guards. Not for several threads at once.
+
+    Every ``now_ns`` is monotonic nanoseconds and never goes back between calls.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        now_ns: int,
+        engine: str = "reference",
+        flows: FlowTable | None = None,
+    ) -> None:
+        """Start cold, or warm with the ``flows`` of a firewall that is not asked any more.
+
+        Either way nothing is in force before the first ``apply``, which should be a snapshot. Raises ``ConfigError`` if there is no
+        such ``engine``.
+        """
+        made = ENGINES.get(engine)
+        if made is None:
+            raise ConfigError(f"engine {engine!r} is not one of: {', '.join(sorted(ENGINES))}")
+        self._engine = made(settings or EngineSettings(), now_ns, flows)
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """What is in force."""
+        return self._engine.ruleset
+
+    @property
+    def flows(self) -> FlowTable:
+        """The flow table: for a look at it, or for the next firewall (a warm restart)."""
+        return self._engine.flows
+
+    def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
+        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
+        return self._engine.apply(update, now_ns)
+
+    def decide(self, packet: Packet, now_ns: int) -> Verdict:
+        """Return the verdict for ``packet`` and track its flow if it is allowed. Raises nothing; a full table denies."""
+        return self._engine.decide(packet, now_ns)
+
+    def explain(self, packet: Packet, now_ns: int) -> Explanation:
+        """Return what ``decide`` would answer now, and why. Changes nothing."""
+        return self._engine.explain(packet, now_ns)
+
+    def stats(self, now_ns: int) -> Stats:
+        """Return the figures of this moment."""
+        return self._engine.stats(now_ns)

@@ -1,0 +1,118 @@
+"""The agent as a process: enforces the cached state first, then serves verdicts and subscribes, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+import uuid
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+
+from secgroups.agent.cache import Cache
+from secgroups.agent.cache_writer import CacheWriter
+from secgroups.agent.config import AgentConfig
+from secgroups.agent.errors import CacheError
+from secgroups.agent.firewall import Firewall
+from secgroups.agent.replica import Replica
+from secgroups.agent.server import AgentServer
+from secgroups.agent.services.verdicts import Verdicts
+from secgroups.agent.subscription import Identity, Subscription
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 1.0
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Run until SIGTERM or SIGINT. ConfigError if it can't start."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    cache = Cache(Path(config.state_dir), config.agent_id)
+    try:
+        await _serve(config, cache, stopped)
+    finally:
+        cache.close()
+
+
+async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> None:
+    firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns())
+    replica = Replica(firewall)
+    restore(cache, replica, config.agent_id)
+    writer = CacheWriter(cache, replica)
+    subscription = Subscription(
+        config.controller,
+        Identity(agent_id=config.agent_id, boot_id=str(uuid.uuid4()), boot_time_ns=time.time_ns(), version=program_version()),
+        firewall,
+        replica,
+        applied=writer.note,
+        reconnect_min_s=config.reconnect_min_s,
+        reconnect_max_s=config.reconnect_max_s,
+    )
+    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription))
+    await server.start()
+    log.info(
+        "agent_started",
+        agent_id=config.agent_id,
+        address=server.address,
+        controller=config.controller,
+        revision=replica.revision,
+        servers=len(replica.ruleset.servers),
+    )
+    if config.ready_file:
+        write_ready_file(Path(config.ready_file), server.address)
+    background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
+    ended = asyncio.create_task(_wait(stopped))
+    try:
+        # Neither ends by itself: if one does, an error has ended it, and an agent that hears nothing more must not look alive.
+        await asyncio.wait([ended, *background], return_when=asyncio.FIRST_COMPLETED)
+        for task in background:
+            if task.done():
+                task.result()
+    finally:
+        for task in (ended, *background):
+            task.cancel()
+        await asyncio.gather(ended, *background, return_exceptions=True)
+        await server.stop(STOP_GRACE_S)
+        await writer.finish()
+        log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def restore(cache: Cache, replica: Replica, agent_id: str) -> None:
+    """Put the cached state in force. One that can't be used is set aside and said so; the agent then starts empty."""
+    try:
+        state = cache.load()
+    except CacheError as error:
+        aside = ""
+        with suppress(OSError):
+            aside = str(cache.set_aside())
+        log.error("cache_set_aside", agent_id=agent_id, reason=str(error), file=aside)  # noqa: TRY400
+        return
+    if state is not None:
+        replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
+
+
+def write_ready_file(path: Path, address: str) -> None:
+    """Tell whoever started this agent that it serves, and where; all at once."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(json.dumps({"address": address}) + "\n")
+    new.replace(path)
+
+
+def program_version() -> str:
+    """Return the version of this program, empty if it is not installed."""
+    try:
+        return version("secgroups")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,230 @@
+"""What this agent was told and has in force: takes the controller's messages and applies each step whole.
+
+No sockets and no clock. The engine holds the objects; here are their versions, the store epoch they belong to, and the step that
+is under way. An object that can't be enforced is rejected: its last good version stays and the rest of the step is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from secgroups.agent import convert
+from secgroups.agent.errors import StreamError, UnenforceableError
+from secgroups.agent.firewall import Firewall
+from secgroups.agent.held import HeldVersions, Kind, ObjectKey
+from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Ruleset, RulesetUpdate, ServerBinding
+from secgroups.v1 import agent_service_pb2 as pb
+
+# google.rpc.Code of a rejection.
+UNIMPLEMENTED = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """An object that can't be enforced, and why."""
+
+    key: ObjectKey
+    version: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """A step that is in force: ``objects`` came or went with it, but for those ``rejected``."""
+
+    nonce: int
+    revision: int
+    objects: int
+    rejected: tuple[Rejection, ...]
+
+
+@dataclass(slots=True)
+class _Step:
+    """What has come of a step. ``versions`` is what the controller believes we hold when it is done."""
+
+    versions: HeldVersions
+    sets: list[AddressSet] = field(default_factory=list)
+    patches: list[AddressSetPatch] = field(default_factory=list)
+    groups: list[GroupRules] = field(default_factory=list)
+    servers: list[ServerBinding] = field(default_factory=list)
+    removed: list[ObjectKey] = field(default_factory=list)
+    rejected: dict[ObjectKey, Rejection] = field(default_factory=dict)
+    objects: int = 0
+
+
+class _Object(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+MessageT = TypeVar("MessageT", bound=_Object)
+ValueT = TypeVar("ValueT")
+
+
+class Replica:
+    """The agent's side of the stream's state. ``revision`` and ``store_epoch`` are of what is in force; 0 and "" if nothing is."""
+
+    def __init__(self, firewall: Firewall) -> None:
+        self._firewall = firewall
+        self.store_epoch = ""
+        self.revision = 0
+        self.from_cache = False
+        self._trusted = True
+        self._held = HeldVersions()
+        self._step: _Step | None = None
+        self._snapshot_epoch: str | None = None
+        self._nonce = 0
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """What is in force."""
+        return self._firewall.ruleset
+
+    @property
+    def held(self) -> HeldVersions:
+        """The versions of all that was told, rejected ones too."""
+        return self._held
+
+    @property
+    def resume_epoch(self) -> str:
+        """The store epoch to go on from; empty if there is nothing that can be trusted."""
+        return self.store_epoch if self._trusted else ""
+
+    def restore(self, ruleset: Ruleset, store_epoch: str, now_ns: int) -> None:
+        """Enforce what was in force when it was saved."""
+        self._firewall.apply(
+            RulesetUpdate(
+                revision=ruleset.revision,
+                snapshot=True,
+                sets=tuple(ruleset.sets.values()),
+                groups=tuple(ruleset.groups.values()),
+                servers=tuple(ruleset.servers.values()),
+            ),
+            now_ns,
+        )
+        self._held = HeldVersions(_versions(ruleset))
+        self.store_epoch, self.revision, self.from_cache = store_epoch, ruleset.revision, True
+
+    def distrust(self) -> None:
+        """Ask for a full state at the next welcome. What is in force stays until that has come whole."""
+        self._trusted = False
+
+    def welcome(self, message: pb.Welcome) -> None:
+        """Begin a stream. StreamError if it would go on from something that is not held."""
+        self._step, self._nonce, self._snapshot_epoch = None, 0, None
+        if message.mode == pb.SYNC_MODE_SNAPSHOT:
+            self._snapshot_epoch = message.store_epoch
+        elif message.mode not in (pb.SYNC_MODE_RESUMED, pb.SYNC_MODE_DIFFERENCE) or not self.resume_epoch:
+            raise StreamError(f"welcome with sync mode {message.mode}, which does not fit what is held")
+        elif message.store_epoch != self.store_epoch:
+            raise StreamError(f"welcome of store epoch {message.store_epoch}, held is {self.store_epoch}")
+
+    def update(self, message: pb.Update, now_ns: int) -> Applied | None:
+        """Take an update; return what is in force if it ends a step. StreamError or BaseVersionError if it does not fit."""
+        self._expect(message.nonce)
+        step = self._step = self._step or self._new_step()
+        for made in message.sets:
+            self._take(step, (Kind.SET, made.group_id), made, convert.address_set, step.sets)
+        for patch in message.set_patches:
+            self._take(step, (Kind.SET, patch.group_id), patch, convert.address_set_patch, step.patches)
+        for group in message.groups:
+            self._take(step, (Kind.GROUP, group.group_id), group, convert.group_rules, step.groups)
+        for server in message.servers:
+            self._take(step, (Kind.SERVER, server.server), server, convert.server_binding, step.servers)
+        self._remove(step, Kind.SERVER, message.removed_servers)
+        self._remove(step, Kind.GROUP, message.removed_groups)
+        self._remove(step, Kind.SET, message.removed_sets)
+        if message.more or self._snapshot_epoch is not None:
+            return None
+        return self._apply(step, message.nonce, message.revision, now_ns)
+
+    def sync_point(self, message: pb.SyncPoint, now_ns: int) -> Applied:
+        """Take a sync point; return what is in force then. StreamError if the digests differ: then nothing was applied."""
+        self._expect(message.nonce)
+        ends_snapshot = self._snapshot_epoch is not None
+        if message.snapshot_end != ends_snapshot or (self._step is not None and not ends_snapshot):
+            raise StreamError("sync point in the middle of a step")
+        step = self._step or self._new_step()
+        if message.state_digest != step.versions.digest:
+            raise StreamError(f"state digest at revision {message.revision} is not that of what was told")
+        if ends_snapshot:
+            return self._apply(step, message.nonce, message.revision, now_ns)
+        self.from_cache = False
+        self.revision = message.revision
+        return Applied(nonce=message.nonce, revision=message.revision, objects=0, rejected=())
+
+    def bookmark(self, message: pb.Bookmark) -> None:
+        """Take note that nothing has changed up to a revision."""
+        if self._step is None and self._snapshot_epoch is None:
+            self.revision = message.revision
+            self.from_cache = False
+
+    def _expect(self, nonce: int) -> None:
+        if nonce != self._nonce + 1:
+            raise StreamError(f"message {nonce} after {self._nonce}")
+        self._nonce = nonce
+
+    def _new_step(self) -> _Step:
+        return _Step(HeldVersions() if self._snapshot_epoch is not None else self._held.copy())
+
+    def _take(
+        self, step: _Step, key: ObjectKey, message: MessageT, made_of: Callable[[MessageT], ValueT], values: list[ValueT]
+    ) -> None:
+        step.objects += 1
+        step.versions.put(key, message.version)
+        try:
+            values.append(made_of(message))
+        except UnenforceableError as error:
+            step.rejected[key] = Rejection(key=key, version=message.version, message=str(error))
+
+    @staticmethod
+    def _remove(step: _Step, kind: Kind, names: Sequence[str]) -> None:
+        for name in names:
+            step.objects += 1
+            step.versions.drop((kind, name))
+            step.removed.append((kind, name))
+
+    def _apply(self, step: _Step, nonce: int, revision: int, now_ns: int) -> Applied:
+        snapshot_epoch = self._snapshot_epoch
+        self._firewall.apply(self._ruleset_update(step, revision), now_ns)
+        self._step, self._snapshot_epoch = None, None
+        self._held = step.versions
+        self.revision, self.from_cache = revision, False
+        if snapshot_epoch is not None:
+            self.store_epoch, self._trusted = snapshot_epoch, True
+        return Applied(nonce=nonce, revision=revision, objects=step.objects, rejected=tuple(step.rejected.values()))
+
+    def _ruleset_update(self, step: _Step, revision: int) -> RulesetUpdate:
+        kept = self._last_good(step)
+        return RulesetUpdate(
+            revision=revision,
+            snapshot=self._snapshot_epoch is not None,
+            # A large set comes in parts; rejected in part it is rejected whole.
+            sets=(*kept.sets.values(), *(new for new in step.sets if (Kind.SET, new.group_id) not in step.rejected)),
+            set_patches=tuple(patch for patch in step.patches if (Kind.SET, patch.group_id) not in step.rejected),
+            groups=(*kept.groups.values(), *step.groups),
+            servers=(*kept.servers.values(), *step.servers),
+            removed_servers=tuple(name for kind, name in step.removed if kind is Kind.SERVER),
+            removed_groups=tuple(name for kind, name in step.removed if kind is Kind.GROUP),
+            removed_sets=tuple(name for kind, name in step.removed if kind is Kind.SET),
+        )
+
+    def _last_good(self, step: _Step) -> Ruleset:
+        """Return what a snapshot must not remove: the good versions of what it holds in a form that can't be enforced."""
+        if self._snapshot_epoch is None or self._snapshot_epoch != self.store_epoch:
+            return Ruleset()
+        held = self.ruleset
+        return Ruleset(
+            sets={name: held.sets[name] for kind, name in step.rejected if kind is Kind.SET and name in held.sets},
+            groups={name: held.groups[name] for kind, name in step.rejected if kind is Kind.GROUP and name in held.groups},
+            servers={name: held.servers[name] for kind, name in step.rejected if kind is Kind.SERVER and name in held.servers},
+        )
+
+
+def _versions(ruleset: Ruleset) -> dict[ObjectKey, int]:
+    versions: dict[ObjectKey, int] = {(Kind.SET, name): held.version for name, held in ruleset.sets.items()}
+    versions |= {(Kind.GROUP, name): held.version for name, held in ruleset.groups.items()}
+    versions |= {(Kind.SERVER, name): held.version for name, held in ruleset.servers.items()}
+    return versions

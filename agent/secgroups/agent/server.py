@@ -1,0 +1,99 @@
+"""The agent's gRPC server: verdicts, health, reflection."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from secgroups.agent.errors import ConfigError
+from secgroups.agent.services.verdicts import Verdicts
+from secgroups.v1 import verdict_service_pb2
+from secgroups.v1.verdict_service_pb2_grpc import add_VerdictServiceServicer_to_server
+
+VERDICT_SERVICE = verdict_service_pb2.DESCRIPTOR.services_by_name["VerdictService"].full_name
+# The stable name of the service, with the messages of its predecessor: they are the same on the wire.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+_OPTIONS = (
+    # Two agents on one port would share its calls at random.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class AgentServer:
+    """Answers on one address; ``address`` is the one that was chosen."""
+
+    def __init__(self, listen: str, verdicts: Verdicts) -> None:
+        """Bind. ConfigError, in one line, if that can't be done."""
+        self._server = grpc.aio.server(options=_OPTIONS)
+        add_VerdictServiceServicer_to_server(verdicts, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (VERDICT_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
+        reflection.enable_server_reflection(names, self._server)
+        self._server.add_generic_rpc_handlers((_reflection_v1(names),))
+        _check_free(listen)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise ConfigError(f"listen {listen}: can't be bound") from None
+        self.address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    async def start(self) -> None:
+        """Serve."""
+        await self._server.start()
+        for name in ("", VERDICT_SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, and end those that run after ``grace_s``."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+def _reflection_v1(names: Iterable[str]) -> grpc.GenericRpcHandler:
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": handler})
+
+
+def _check_free(listen: str) -> None:
+    """Find out why an address can't be bound before gRPC, which says it at length and elsewhere, tries."""
+    try:
+        if listen.startswith("unix:"):
+            _check_socket_free(Path(listen.removeprefix("unix:")))
+            return
+        host, _, port = listen.rpartition(":")
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with closing(socket.socket(family, kind, protocol)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"listen {listen}: {error.strerror}") from None
+
+
+def _check_socket_free(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"listen unix:{path}: {path.parent} is not a directory")
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError(f"listen unix:{path}: there is a file that is no socket")
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            # Left behind by a process that is gone; gRPC takes its place.
+            return
+    raise ConfigError(f"listen unix:{path}: in use by another process")

@@ -1,0 +1,113 @@
+"""VerdictService: asks the firewall of this agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from secgroups.agent.errors import PacketError
+from secgroups.agent.packets import explanation_message, packet_of
+from secgroups.v1 import types_pb2 as types
+from secgroups.v1 import verdict_service_pb2 as pb
+from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceServicer
+
+if TYPE_CHECKING:
+    import grpc
+
+    from secgroups.agent.firewall import Firewall
+    from secgroups.agent.flow import Packet
+    from secgroups.agent.replica import Replica
+    from secgroups.agent.subscription import Subscription
+
+
+class Verdicts(VerdictServiceServicer):
+    """Verdicts of ``firewall``; ``clock`` gives monotonic nanoseconds."""
+
+    def __init__(
+        self,
+        agent_id: str,
+        firewall: Firewall,
+        replica: Replica,
+        subscription: Subscription,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._agent_id = agent_id
+        self._firewall = firewall
+        self._replica = replica
+        self._subscription = subscription
+        self._clock = clock
+
+    async def Decide(
+        self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
+    ) -> pb.DecideResponse:
+        """Judge and track."""
+        verdict = self._firewall.decide(await _packet(request.packet, context), self._clock())
+        return pb.DecideResponse(
+            action=types.Action.ValueType(verdict.action),
+            reason=types.Reason.ValueType(verdict.reason),
+            rule_id=verdict.rule_id,
+            opened=verdict.opened,
+        )
+
+    async def Explain(
+        self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]
+    ) -> pb.ExplainResponse:
+        """Judge and say why."""
+        packet = await _packet(request.packet, context)
+        return explanation_message(self._firewall.explain(packet, self._clock()), self._firewall.ruleset)
+
+    async def GetStats(
+        self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.GetStatsResponse]
+    ) -> pb.GetStatsResponse:
+        """Answer the figures of this moment."""
+        now_ns = self._clock()
+        stats = self._firewall.stats(now_ns)
+        response = pb.GetStatsResponse(
+            agent_id=self._agent_id,
+            applied_revision=self._replica.revision,
+            connected=self._subscription.connected,
+            servers=stats.servers,
+            groups=stats.groups,
+            sets=stats.sets,
+            flows=stats.flows,
+            flows_max=stats.flows_max,
+            flows_by_state=stats.flows_by_state,
+            verdicts={f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()},
+            rules=[
+                pb.RuleCounter(rule_id=rule_id, packets=count.packets, bytes=count.bytes)
+                for rule_id, count in sorted(stats.rules.items())
+            ],
+            evicted=stats.evicted,
+            from_cache=self._replica.from_cache,
+        )
+        heard_ns = self._subscription.last_heard_ns
+        if heard_ns is not None:
+            response.staleness.FromNanoseconds(max(0, now_ns - heard_ns))
+        return response
+
+
+async def _packet(
+    message: pb.Packet,
+    context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
+    | grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse],
+) -> Packet:
+    """Return the packet, or end the call with INVALID_ARGUMENT that names the field."""
+    try:
+        return packet_of(message)
+    except PacketError as error:
+        status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
+        description = str(error).removeprefix(f"{error.field}: ")
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
+        for detail in (
+            error_details_pb2.ErrorInfo(reason="INVALID_VALUE", domain="secgroups"),
+            error_details_pb2.BadRequest(field_violations=[violation]),
+        ):
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        await context.abort_with_status(rpc_status.to_status(status))

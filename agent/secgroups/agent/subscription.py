@@ -1,0 +1,248 @@
+"""Keeps the stream to the controller: subscribes, applies, acknowledges, and connects again whatever happens.
+
+What is in force stays in force while there is no stream; only a whole step of the controller changes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from secgroups.agent.backoff import Backoff
+from secgroups.agent.errors import BaseVersionError, StreamError
+from secgroups.agent.firewall import Firewall
+from secgroups.agent.flow import Action
+from secgroups.agent.replica import UNIMPLEMENTED, Applied, Replica
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
+
+log = structlog.get_logger(__name__)
+
+WELCOME_TIMEOUT_S = 10.0
+# Silence longer than this many heartbeats means that the other side is gone.
+HEARTBEATS_MAX = 3
+# A heartbeat outside of these is taken as the nearer one.
+HEARTBEAT_BOUNDS_S = (0.01, 3600.0)
+# The largest single message is a group or a server, far below this; the controller cuts the rest.
+MESSAGE_BYTES_MAX = 64 << 20
+
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+)
+
+Call = grpc.aio.StreamStreamCall[pb.SubscribeRequest, pb.SubscribeResponse]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this agent is; ``boot_id`` and ``boot_time_ns`` (since the epoch) are of this start."""
+
+    agent_id: str
+    boot_id: str
+    boot_time_ns: int
+    version: str
+
+
+class _EndedError(Exception):
+    """The stream is over; ``wait_s`` is how long the controller asks to stay away."""
+
+    def __init__(self, reason: str, wait_s: float = 0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Subscription:
+    """The agent's end of ``AgentService.Subscribe``. ``applied`` is called when something else is in force."""
+
+    def __init__(
+        self,
+        controller: str,
+        identity: Identity,
+        firewall: Firewall,
+        replica: Replica,
+        *,
+        applied: Callable[[], None],
+        reconnect_min_s: float,
+        reconnect_max_s: float,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.connected = False
+        self.last_heard_ns: int | None = None
+        self._controller = controller
+        self._identity = identity
+        self._firewall = firewall
+        self._replica = replica
+        self._applied = applied
+        self._backoff = Backoff(reconnect_min_s, reconnect_max_s, random.uniform)
+        self._clock = clock
+        self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
+        self._writing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Stay subscribed until cancelled. The first attempt is made at once."""
+        while True:
+            wait_s = await self._attempt()
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self) -> float:
+        """Hold one stream for as long as it lasts; return how long to wait before the next."""
+        asked_s = 0.0
+        was_connected = False
+        try:
+            async with grpc.aio.insecure_channel(self._controller, options=_CHANNEL_OPTIONS) as channel:
+                await self._hold(AgentServiceStub(channel).Subscribe())
+        except _EndedError as ended:
+            reason, asked_s = str(ended), ended.wait_s
+        except (StreamError, BaseVersionError) as error:
+            self._replica.distrust()
+            reason = str(error)
+        except grpc.aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+        except TimeoutError:
+            reason = "it has been silent for too long"
+        finally:
+            was_connected, self.connected = self.connected, False
+        wait_s = max(asked_s, self._backoff.next_wait_s())
+        event = "controller_lost" if was_connected else "controller_not_reached"
+        log.warning(event, agent_id=self._identity.agent_id, controller=self._controller, reason=reason, retry_s=round(wait_s, 3))
+        return wait_s
+
+    async def _hold(self, call: Call) -> None:
+        self._heartbeat_s = WELCOME_TIMEOUT_S / HEARTBEATS_MAX
+        await self._say(call, pb.SubscribeRequest(hello=self._hello()))
+        self._welcome(await self._next(call))
+        reports = asyncio.create_task(self._report(call))
+        try:
+            while True:
+                await self._handle(call, await self._next(call))
+        finally:
+            reports.cancel()
+            call.cancel()
+
+    def _hello(self) -> pb.Hello:
+        replica, identity = self._replica, self._identity
+        hello = pb.Hello(
+            agent_id=identity.agent_id,
+            boot_id=identity.boot_id,
+            version=identity.version,
+            store_epoch=replica.resume_epoch,
+            applied_revision=replica.revision,
+            held=[_object_version(key, version) for key, version in replica.held],
+            state_digest=replica.held.digest,
+            host=socket.gethostname(),
+        )
+        hello.boot_time.FromNanoseconds(identity.boot_time_ns)
+        return hello
+
+    def _welcome(self, message: pb.SubscribeResponse) -> None:
+        if message.WhichOneof("message") == "go_away":
+            raise _gone_away(message.go_away)
+        if message.WhichOneof("message") != "welcome":
+            raise StreamError("the first message is no welcome")
+        welcome = message.welcome
+        self._replica.welcome(welcome)
+        shortest_s, longest_s = HEARTBEAT_BOUNDS_S
+        self._heartbeat_s = min(max(welcome.heartbeat.ToNanoseconds() / 1e9, shortest_s), longest_s)
+        self.connected = True
+        log.info(
+            "controller_connected",
+            agent_id=self._identity.agent_id,
+            controller=self._controller,
+            controller_id=welcome.controller_id,
+            revision=welcome.revision,
+            mode=pb.SyncMode.Name(welcome.mode),
+        )
+
+    async def _handle(self, call: Call, message: pb.SubscribeResponse) -> None:
+        begun_ns = self._clock()
+        match message.WhichOneof("message"):
+            case "update":
+                await self._in_force(call, self._replica.update(message.update, begun_ns), begun_ns)
+            case "sync_point":
+                await self._in_force(call, self._replica.sync_point(message.sync_point, begun_ns), begun_ns)
+                self._backoff.reset()
+            case "bookmark":
+                self._replica.bookmark(message.bookmark)
+                await self._say(call, pb.SubscribeRequest(ack=pb.Ack(applied_revision=self._replica.revision)))
+            case "go_away":
+                raise _gone_away(message.go_away)
+            case "welcome":
+                raise StreamError("a second welcome")
+            # What a newer controller may say besides is not for this agent.
+
+    async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
+        """Acknowledge what was applied, then save and log it."""
+        if applied is None:
+            return
+        apply_us = (self._clock() - begun_ns) // 1000
+        rejected = [
+            pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)
+            for refused in applied.rejected
+        ]
+        ack = pb.Ack(nonce=applied.nonce, applied_revision=applied.revision, rejected=rejected, apply_micros=apply_us)
+        await self._say(call, pb.SubscribeRequest(ack=ack))
+        agent_id = self._identity.agent_id
+        for refused in applied.rejected:
+            kind, name = refused.key
+            log.error(
+                "object_rejected",
+                agent_id=agent_id,
+                kind=kind.name.lower(),
+                key=name,
+                version=refused.version,
+                reason=refused.message,
+            )
+        if applied.objects:
+            self._applied()
+            log.info(
+                "ruleset_applied",
+                agent_id=agent_id,
+                revision=applied.revision,
+                objects=applied.objects,
+                apply_us=apply_us,
+            )
+
+    async def _report(self, call: Call) -> None:
+        """Send figures each heartbeat."""
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            stats = self._firewall.stats(self._clock())
+            denies = sum(count for reason, count in stats.verdicts.items() if reason.action is Action.DENY)
+            verdicts = {f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()}
+            report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
+            try:
+                await self._say(call, pb.SubscribeRequest(report=report))
+            except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # Whoever reads the stream finds out why.
+                return
+
+    async def _next(self, call: Call) -> pb.SubscribeResponse:
+        async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s):
+            message = await call.read()
+        if not isinstance(message, pb.SubscribeResponse):
+            raise _EndedError(f"it ended the stream: {(await call.code()).name} {await call.details()}".strip())
+        self.last_heard_ns = self._clock()
+        return message
+
+    async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
+        async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:
+            await call.write(message)
+
+
+def _object_version(key: tuple[int, str], version: int) -> pb.ObjectVersion:
+    kind, name = key
+    return pb.ObjectVersion(kind=pb.ObjectKind.ValueType(kind), key=name, version=version)
+
+
+def _gone_away(message: pb.GoAway) -> _EndedError:
+    wait_s = message.reconnect_after.ToNanoseconds() / 1e9
+    return _EndedError(f"it said: {message.reason}", min(max(wait_s, 0), HEARTBEAT_BOUNDS_S[1]))
