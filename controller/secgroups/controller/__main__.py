@@ -1,0 +1,33 @@
+"""``secgroups-controller``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+# gRPC logs on stderr in a format of its own what is told better elsewhere; it reads this when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from secgroups.controller.config import read_config
+from secgroups.controller.errors import StartError
+
+
+def main() -> int:
+    """Run the controller with the settings of the command line."""
+    try:
+        config = read_config(sys.argv[1:], os.environ)
+        # Not before the settings are known to work: gRPC takes a while to import.
+        from secgroups.controller.logs import set_up_logs
+        from secgroups.controller.server import run_controller
+
+        set_up_logs(config.log_level)
+        asyncio.run(run_controller(config))
+    except StartError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

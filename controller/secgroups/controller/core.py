@@ -1,0 +1,182 @@
+"""Where a mutation becomes durable, then visible, then acknowledged: the writer thread, the state and the publisher in one place.
+
+    caller ── change(operation) ──► queue ──► writer thread: one commit for all that wait
+                                                    │ on the event loop, in order of revision
+    caller ◄── outcome ◄── publisher told ◄── state applied
+
+Nothing here knows SQL, protobuf or gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from secgroups.controller.errors import StoreUnavailableError
+from secgroups.controller.model import Change
+from secgroups.controller.preview import Preview, preview
+from secgroups.controller.publisher import Publisher
+from secgroups.controller.state import State
+from secgroups.controller.store.interface import Committed, Pending, RequestKey, Store, Transaction
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# Mutations that share one commit at most; more would make the first of them wait.
+BATCH_MAX = 128
+# Mutations that wait at most; beyond it a caller is told to come back rather than to wait for seconds.
+WAITING_MAX = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[T]):
+    """What became of a mutation. ``value`` is None exactly when ``replayed`` is the answer of the first time."""
+
+    value: T | None
+    revision: int
+    preview: Preview | None = None
+    replayed: bytes | None = None
+
+
+Listener = Callable[[Sequence[Change]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A mutation and the caller who waits for it."""
+
+    pending: Pending[Any]
+    outcome: asyncio.Future[Outcome[Any]]
+
+
+class Core:
+    """The store with its state and those who listen to it. Made on a running event loop, used from that loop only."""
+
+    def __init__(self, store: Store) -> None:
+        """Read everything from ``store``, which is the core's own from now on. StoreFileError if it can't be read."""
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self.store_epoch = store.store_epoch
+        self.controller_id = str(uuid.uuid4())
+        self.state = State(store.load())
+        self.publisher = Publisher(self.state, self.store_epoch)
+        self._listeners: list[Listener] = [self.publisher.changed]
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._closed = False
+        self._store_failed = False
+        self._writer = threading.Thread(target=self._write, name="store-writer", daemon=True)
+        self._writer.start()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` with every revision's changes, right after the state has them; return how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def change(
+        self,
+        operation: Callable[[Transaction], T],
+        *,
+        validate_only: bool = False,
+        request: RequestKey | None = None,
+        encode: Callable[[T, int], bytes] | None = None,
+        actor: str = "",
+    ) -> Outcome[T]:
+        """Run ``operation`` and return when its commit is on disk, in the state and told to all listeners.
+
+        Raises what the operation raises, and StoreUnavailableError if the store can't be written or too many mutations wait.
+        ``encode(value, revision)`` makes the answer that is kept with ``request``. A caller that is cancelled takes nothing back
+        that has begun.
+        """
+        if self._closed:
+            raise StoreUnavailableError("the controller is stopping; try again")
+        if self._waiting >= WAITING_MAX:
+            raise StoreUnavailableError(f"{WAITING_MAX} changes are waiting for the disk, the most allowed; try again later")
+        outcome: asyncio.Future[Outcome[T]] = self._loop.create_future()
+        self._waiting += 1
+        pending = Pending(operation, validate_only=validate_only, request=request, encode=encode, actor=actor)
+        self._queue.put(_Waiting(pending, outcome))
+        return await outcome
+
+    def _write(self) -> None:
+        """Commit what waits, again and again, until told to stop: what came while the disk was busy shares the next commit."""
+        stop = False
+        while not stop:
+            batch, stop = self._next_batch()
+            # Nobody waits any more for what was cancelled before its turn.
+            live = [waiting for waiting in batch if not waiting.outcome.cancelled()]
+            results = self._commit([waiting.pending for waiting in live])
+            try:
+                self._loop.call_soon_threadsafe(self._publish, live, results, len(batch))
+            except RuntimeError:
+                # The loop is closed, and with it everybody who could be told.
+                return
+
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        """Wait for a mutation and take those that wait behind it; whether that was the end."""
+        batch: list[_Waiting] = []
+        while not batch or (len(batch) < BATCH_MAX and not self._queue.empty()):
+            waiting = self._queue.get()
+            if waiting is None:
+                return batch, True
+            batch.append(waiting)
+        return batch, False
+
+    def _commit(self, batch: Sequence[Pending[Any]]) -> list[Committed[Any] | Exception]:
+        try:
+            results = self._store.commit(batch)
+        except Exception as error:
+            # The writer must outlive a bug of one commit.
+            log.exception("commit_failed", mutations=len(batch))
+            return [error for _ in batch]
+        failed = next((result for result in results if isinstance(result, StoreUnavailableError)), None)
+        if results and self._store_failed != (failed is not None):
+            self._store_failed = failed is not None
+            log.error("store_write_failed", error=str(failed)) if failed else log.info("store_write_recovered")
+        return results
+
+    def _publish(self, live: Sequence[_Waiting], results: Sequence[Committed[Any] | Exception], taken: int) -> None:
+        """On the loop: take over what was committed, in order of revision, then answer."""
+        self._waiting -= taken
+        for waiting, result in zip(live, results, strict=True):
+            try:
+                answer = result if isinstance(result, Exception) else self._take_over(waiting.pending, result)
+            except Exception as error:
+                log.exception("listener_failed", revision=self.state.revision)
+                answer = error
+            if waiting.outcome.cancelled():
+                continue
+            if isinstance(answer, Exception):
+                waiting.outcome.set_exception(answer)
+            else:
+                waiting.outcome.set_result(answer)
+
+    def _take_over(self, pending: Pending[Any], committed: Committed[Any]) -> Outcome[Any]:
+        shown = None
+        if pending.validate_only:
+            # The state is now exactly what the operation saw.
+            shown = preview(self.state, committed.changes)
+        elif committed.changes:
+            self.state.apply(committed.changes)
+            for listener in tuple(self._listeners):
+                listener(committed.changes)
+        return Outcome(value=committed.value, revision=committed.revision, preview=shown, replayed=committed.replayed)
+
+    async def close(self) -> None:
+        """Let what waits be committed and acknowledged, then close the store."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join)
+        # The writer's last results are on the loop's list before this.
+        await asyncio.sleep(0)
+        self._store.close()

@@ -1,0 +1,70 @@
+"""Servers on their way from one agent to another: the old one keeps what it holds until the new one has it in force.
+
+A server that moves on before it arrived has several old agents. What an agent does not hold it is never newly given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class Move:
+    """The last move of a server: to which agent, at which revision, and which agents still hold the server."""
+
+    server: str
+    to_agent_id: str
+    revision: int
+    old_agent_ids: set[str] = field(default_factory=set)
+
+
+class Moves:
+    """The moves that are not complete."""
+
+    def __init__(self) -> None:
+        self._moves: dict[str, Move] = {}
+        self._to: dict[str, set[str]] = {}
+
+    def begin(self, server: str, from_agent_ids: Iterable[str], to_agent_id: str, revision: int) -> None:
+        """Note that a server moved; those who held it before an earlier move was complete keep it until this one is."""
+        earlier = self.end(server)
+        old = {*from_agent_ids, *(earlier.old_agent_ids if earlier else ())} - {to_agent_id}
+        if old:
+            self._moves[server] = Move(server=server, to_agent_id=to_agent_id, revision=revision, old_agent_ids=old)
+            self._to.setdefault(to_agent_id, set()).add(server)
+
+    def end(self, server: str) -> Move | None:
+        """Forget a move, for whatever reason; return what it was."""
+        move = self._moves.pop(server, None)
+        if move is not None:
+            servers = self._to[move.to_agent_id]
+            servers.discard(server)
+            if not servers:
+                del self._to[move.to_agent_id]
+        return move
+
+    def drop_holder(self, server: str, agent_id: str) -> None:
+        """Note that an old agent does not hold the server any more."""
+        move = self._moves.get(server)
+        if move is not None:
+            move.old_agent_ids.discard(agent_id)
+            if not move.old_agent_ids:
+                self.end(server)
+
+    def holders(self, server: str) -> frozenset[str]:
+        """Return the old agents that hold a server."""
+        move = self._moves.get(server)
+        return frozenset(move.old_agent_ids) if move else frozenset()
+
+    def find(self, server: str) -> Move | None:
+        """Return the move of a server, if it is not complete."""
+        return self._moves.get(server)
+
+    def to(self, agent_id: str) -> list[Move]:
+        """Return the moves that wait for an agent."""
+        return [self._moves[server] for server in sorted(self._to.get(agent_id, ()))]
+
+    def held_by(self, agent_id: str) -> Iterator[Move]:
+        """Yield the moves in which an agent is an old one. Looks at every move."""
+        return (move for move in list(self._moves.values()) if agent_id in move.old_agent_ids)

@@ -1,0 +1,325 @@
+"""Decides which agent is told what: folds every change into the agents' spans and keeps one channel per connected agent.
+
+Plain Python without a loop or a socket: the services and the case runner call it, always from one thread. A change costs what it
+touches: the agents that are told, and for each the objects that changed.
+
+Migration: a server that moves stays in the span of its old agent, as far as that one holds it, until the new agent has acknowledged
+the move without rejecting the server or one of its groups; see ``moves``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
+
+from secgroups.controller.agent_record import AgentRecord, AgentStatus, Standing
+from secgroups.controller.channel import AgentChannel, Since, Source
+from secgroups.controller.interest import Interest, Marks
+from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
+from secgroups.controller.moves import Move, Moves
+from secgroups.controller.roster import Roster
+from secgroups.controller.set_history import SetHistory
+from secgroups.controller.stream_messages import Hello, Kind, ObjectKey, Report
+from secgroups.controller.stream_objects import StreamObjects
+
+if TYPE_CHECKING:
+    from secgroups.controller.model import Change
+    from secgroups.controller.state import State
+
+# What an agent that lost its id to a later start is told to wait.
+SUPERSEDED_RECONNECT_S = 30.0
+
+
+class Publisher:
+    """The streams of all agents and what is known of each."""
+
+    def __init__(self, state: State, store_epoch: str = "") -> None:
+        """Start from ``state`` as it is. Takes time in proportion to it, once."""
+        self.store_epoch = store_epoch
+        self._state = state
+        self._interest = Interest()
+        self._objects = StreamObjects(state)
+        self._history = SetHistory()
+        self._moves = Moves()
+        self._roster = Roster(state, self._moves)
+        self._source = Source(
+            state=state,
+            store_epoch=store_epoch,
+            interest=self._interest,
+            objects=self._objects,
+            history=self._history,
+        )
+        self._load()
+
+    def _load(self) -> None:
+        for project in self._state.projects:
+            for group in self._state.groups(project):
+                self._objects.know_group(group)
+                self._history.begin(group.id, group.members_revision)
+                for rule in self._state.rules_of_group(group.id):
+                    if rule.spec.remote_group_id is not None:
+                        self._interest.name_remote(group.id, rule.spec.remote_group_id)
+            for server in self._state.servers(project):
+                if server.agent_id and server.previous_agent_id:
+                    self._moves.begin(server.key, [server.previous_agent_id], server.agent_id, server.moved_revision)
+                self._place(server)
+
+    # Changes.
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """Take note of changes that ``state`` already has, in the order of their revisions."""
+        told: set[str] = set()
+        for revision, batch in groupby(changes, key=lambda change: change.revision):
+            marks: Marks = []
+            commit_us = 0
+            for change in batch:
+                commit_us = change.at_us
+                marks += self._marks_of(change)
+            self._mark(marks, Since(revision, commit_us))
+            agent_ids = {agent_id for agent_id, _ in marks}
+            if agent_ids:
+                self._roster.log.add(revision, commit_us, agent_ids, {key for _, key in marks})
+            told |= agent_ids
+        self._wake(told)
+
+    def _mark(self, marks: Marks, since: Since) -> None:
+        for agent_id, key in marks:
+            record = self._roster.find(agent_id)
+            if record is None:
+                continue
+            if record.channel is not None:
+                record.channel.mark(key, since)
+            else:
+                record.miss(since.revision)
+
+    def _wake(self, agent_ids: Iterable[str]) -> None:
+        for agent_id in agent_ids:
+            record = self._roster.find(agent_id)
+            if record is not None and record.channel is not None:
+                record.channel.wake()
+
+    def _marks_of(self, change: Change) -> Marks:
+        before, after = change.before, change.after
+        match change.kind:
+            case "server":
+                return self._server_changed(_as(Server, before), _as(Server, after), change.revision)
+            case "rule":
+                return self._rule_changed(_as(Rule, before), _as(Rule, after))
+            case "group":
+                return self._group_changed(_as(Group, before), _as(Group, after))
+
+    def _group_changed(self, before: Group | None, after: Group | None) -> Marks:
+        if after is not None:
+            self._objects.know_group(after)
+            if before is None:
+                self._history.begin(after.id, after.members_revision)
+            elif before.name != after.name:
+                return self._to_all((Kind.GROUP, after.id))
+            return []
+        if before is not None:
+            self._interest.forget_group(before.id)
+            self._objects.forget_group(before.id)
+            self._history.forget(before.id)
+        return []
+
+    def _rule_changed(self, before: Rule | None, after: Rule | None) -> Marks:
+        if not alters_what_is_allowed(before, after):
+            return []
+        marks: Marks = []
+        for rule in filter(None, (after, before)):
+            marks += self._to_all((Kind.GROUP, rule.group_id))
+            remote = rule.spec.remote_group_id
+            if remote is not None:
+                count = self._interest.name_remote if rule is after else self._interest.unname_remote
+                marks += count(rule.group_id, remote)
+        return marks
+
+    def _server_changed(self, before: Server | None, after: Server | None, revision: int) -> Marks:
+        marks: Marks = []
+        if after is None:
+            if before is not None:
+                self._moves.end(before.key)
+                for agent_id in list(self._interest.agents_of((Kind.SERVER, before.key))):
+                    marks += self._interest.displace(agent_id, before.key)
+                self._objects.forget_server(before.key)
+        else:
+            if before is not None and before.agent_id != after.agent_id:
+                # The old agent is touched, whether it lets go now or later.
+                marks += [(agent_id, (Kind.SERVER, after.key)) for agent_id in self._holders(after)]
+                self._begin_move(before, after, revision)
+            marks += self._place(after)
+            if before is not None and before.binding_revision != after.binding_revision:
+                marks += self._to_all((Kind.SERVER, after.key))
+        return marks + self._members_changed(before, after, revision)
+
+    def _members_changed(self, before: Server | None, after: Server | None, revision: int) -> Marks:
+        """Note what became of the address sets of the groups that a server is or was in."""
+        marks: Marks = []
+        for group_id in groups_with_other_members(before, after):
+            old = set(before.addresses) if before and group_id in before.group_ids else set()
+            new = set(after.addresses) if after and group_id in after.group_ids else set()
+            self._history.note(group_id, revision, added=new - old, removed=old - new)
+            marks += self._to_all((Kind.SET, group_id))
+        return marks
+
+    def _to_all(self, key: ObjectKey) -> Marks:
+        return [(agent_id, key) for agent_id in self._interest.agents_of(key)]
+
+    # Placement and migration.
+
+    def _holders(self, server: Server) -> list[str]:
+        return list(self._interest.agents_of((Kind.SERVER, server.key)))
+
+    def _place(self, server: Server) -> Marks:
+        """Put a server on the agents that are to have it now, and on no other."""
+        wanted = set(self._moves.holders(server.key))
+        if server.agent_id:
+            wanted.add(server.agent_id)
+        marks: Marks = []
+        for agent_id in wanted:
+            marks += self._interest.place(agent_id, server.key, server.group_ids)
+        for agent_id in self._holders(server):
+            if agent_id not in wanted:
+                marks += self._interest.displace(agent_id, server.key)
+        return marks
+
+    def _begin_move(self, before: Server, after: Server, revision: int) -> None:
+        if not after.agent_id:
+            self._moves.end(after.key)
+            return
+        self._moves.begin(after.key, [before.agent_id] if before.agent_id else [], after.agent_id, revision)
+        for agent_id in self._moves.holders(after.key):
+            record = self._roster.find(agent_id)
+            if record is not None and record.channel and not record.channel.will_hold((Kind.SERVER, after.key)):
+                self._moves.drop_holder(after.key, agent_id)
+
+    def _complete_moves(self, channel: AgentChannel, now_us: int) -> None:
+        """Let old agents go whose servers are in force on ``channel``'s agent now."""
+        for move in self._moves.to(channel.agent_id):
+            if channel.pending_since is not None and channel.pending_since <= move.revision:
+                continue
+            server = self._objects.find_server(move.server)
+            if server is None or not self._rejects_any_of(channel, server):
+                self._moves.end(move.server)
+                self._let_go(move, now_us)
+
+    @staticmethod
+    def _rejects_any_of(channel: AgentChannel, server: Server) -> bool:
+        keys: list[ObjectKey] = [(Kind.SERVER, server.key), *((Kind.GROUP, group_id) for group_id in server.group_ids)]
+        return any(key in channel.rejected for key in keys)
+
+    def _let_go(self, move: Move, now_us: int) -> None:
+        marks: Marks = []
+        for agent_id in move.old_agent_ids:
+            marks += self._interest.displace(agent_id, move.server)
+        self._mark(marks, Since(move.revision, now_us))
+        self._wake(move.old_agent_ids)
+
+    # Streams.
+
+    def connect(self, hello: Hello, wake: Callable[[], None], now_us: int) -> AgentChannel:
+        """Open the stream of an agent. Of two that claim one id the later start wins; the other's channel ends with a GoAway."""
+        known = self._roster.find(hello.agent_id)
+        trusted = hello.store_epoch == self.store_epoch and hello.applied_revision <= self._state.revision
+        in_force = hello.applied_revision if trusted else 0
+        if known is not None and known.pending_since is not None:
+            in_force = min(in_force, known.pending_since - 1)
+        channel = AgentChannel(
+            hello,
+            self._source,
+            wake=wake,
+            progressed=self._progressed,
+            in_force_revision=in_force,
+            rejected=known.rejected if known else None,
+        )
+        if known is not None and known.channel is not None:
+            if (hello.boot_time_us, hello.boot_id) < (known.hello.boot_time_us, known.hello.boot_id):
+                channel.end(f"{_told(known.hello)} was started later", SUPERSEDED_RECONNECT_S)
+                return channel
+            known.channel.end(f"{_told(hello)} has taken over", SUPERSEDED_RECONNECT_S)
+        self._drop_what_is_not_held(hello)
+        record = AgentRecord(hello=hello, channel=channel, applied_revision=in_force, last_heard_us=now_us, connected_us=now_us)
+        if known is not None:
+            record.rejected, record.report = known.rejected, known.report
+        self._roster.put(record)
+        return channel
+
+    def disconnect(self, channel: AgentChannel) -> None:
+        """Note that a stream has ended. Nothing happens if another one has taken its place."""
+        record = self._roster.find(channel.agent_id)
+        if record is None or record.channel is not channel:
+            return
+        record.behind_since = channel.pending_since
+        record.rejected = channel.rejected
+        record.channel = None
+
+    def heard(self, channel: AgentChannel, now_us: int, report: Report | None = None) -> None:
+        """Note that an agent has spoken, and what it reported."""
+        record = self._roster.find(channel.agent_id)
+        if record is not None and record.channel is channel:
+            record.last_heard_us = now_us
+            record.report = report or record.report
+
+    def end_all(self, reason: str, reconnect_after_s: float) -> None:
+        """End every stream with a GoAway."""
+        for record in self._roster.connected():
+            if record.channel is not None:
+                record.channel.end(reason, reconnect_after_s)
+
+    def _progressed(self, channel: AgentChannel, now_us: int) -> None:
+        record = self._roster.find(channel.agent_id)
+        if record is None or record.channel is not channel:
+            return
+        record.applied_revision = channel.applied_revision
+        record.rejected = channel.rejected
+        record.last_heard_us = now_us
+        self._complete_moves(channel, now_us)
+        self._roster.settle(channel.agent_id, now_us)
+
+    def _drop_what_is_not_held(self, hello: Hello) -> None:
+        """An old agent that comes back without a server does not get it again."""
+        for move in self._moves.held_by(hello.agent_id):
+            if (Kind.SERVER, move.server) not in hello.held:
+                self._moves.drop_holder(move.server, hello.agent_id)
+                self._interest.displace(hello.agent_id, move.server)
+
+    # What is known, and in force.
+
+    def in_force(self, revision: int) -> Standing:
+        """Return how it stands with a revision, which must not be beyond the state's own.
+
+        Of a revision before the controller's start, or too long ago, every agent that guards a server or is connected counts as
+        touched.
+        """
+        return self._roster.standing(revision)
+
+    def lags(self, agent_id: str, revision: int) -> bool:
+        """Whether one of the agents that a revision touched does not have it in force."""
+        return self._roster.lags(agent_id, revision)
+
+    def watch(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
+        """Call ``watcher`` with an agent's id whenever one of ``agent_ids`` acknowledges something; return what ends that."""
+        return self._roster.watch(agent_ids, watcher)
+
+    def agent_ids(self) -> list[str]:
+        """Return, in ascending order, the agents that guard a server or have connected."""
+        return self._roster.agent_ids()
+
+    def find_status(self, agent_id: str) -> AgentStatus | None:
+        """Return what is known of an agent, None if it neither guards a server nor has connected."""
+        return self._roster.find_status(agent_id)
+
+
+ObjectT = TypeVar("ObjectT", Group, Rule, Server)
+
+
+def _as(kind: type[ObjectT], value: Group | Rule | Server | None) -> ObjectT | None:
+    """Return ``value``, which a change of this kind must hold."""
+    return value if isinstance(value, kind) else None
+
+
+def _told(hello: Hello) -> str:
+    """Name a start of an agent for the other one."""
+    host = f" on {hello.host}" if hello.host else ""
+    return f"another start of agent {hello.agent_id} ({hello.boot_id}{host})"

@@ -1,0 +1,244 @@
+"""The controller as a process: store, core and gRPC servers, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from secgroups.controller.config import ControllerConfig
+from secgroups.controller.core import Core
+from secgroups.controller.errors import ConfigError
+from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.services.agents import Agents
+from secgroups.controller.services.attachments import AttachmentService
+from secgroups.controller.services.groups import GroupService
+from secgroups.controller.services.rules import RuleService
+from secgroups.controller.services.rulesets import RulesetService
+from secgroups.controller.services.servers import ServerService
+from secgroups.controller.store.sqlite import SqliteStore
+from secgroups.controller.stream_settings import StreamSettings
+from secgroups.controller.watchers import Watchers
+from secgroups.v1 import (
+    agent_service_pb2,
+    attachment_service_pb2,
+    group_service_pb2,
+    rule_service_pb2,
+    ruleset_service_pb2,
+    server_service_pb2,
+)
+from secgroups.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
+from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
+from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
+from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
+from secgroups.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
+
+log = structlog.get_logger(__name__)
+
+DATABASE = "secgroups.db"
+RECONNECT_AFTER_S = 1.0
+REQUEST_BYTES_MAX = 4 << 20
+# The ruleset of a server with 16 groups of 20,000 members as remotes is below this.
+RESPONSE_BYTES_MAX = 64 << 20
+# grpcio refuses bursts of about 1,000 new streams unless it is told otherwise.
+PENDING_REQUESTS_MAX = 20_000
+PING_INTERVAL_MIN_MS = 5_000
+KEEPALIVE_MS = 30_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+
+# The stable name of the service, with the messages of its predecessor: they are the same on the wire.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+_PROTOS = (
+    agent_service_pb2,
+    attachment_service_pb2,
+    group_service_pb2,
+    rule_service_pb2,
+    ruleset_service_pb2,
+    server_service_pb2,
+)
+# What an operator asks; nobody else has business there.
+ADMIN_CALLS_MAX = 100
+CHANNELZ_SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+SERVICES = tuple(service.full_name for proto in _PROTOS for service in proto.DESCRIPTOR.services_by_name.values())
+
+_OPTIONS = (
+    # Two controllers on one port would share its calls at random.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
+    ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
+    ("grpc.server.max_pending_requests", PENDING_REQUESTS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS_MAX),
+    # How often clients may ping; and how the server finds out that a silent one is gone.
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+)
+
+
+class ControllerServer:
+    """The API on one address, channelz on another, health and reflection on both.
+
+    ``address`` and ``admin_address`` are those that were chosen.
+    """
+
+    def __init__(self, core: Core, config: ControllerConfig) -> None:
+        """Bind. ConfigError, in one line, if that can't be done."""
+        self._core = core
+        self._watchers = Watchers(config.watchers_max)
+        self._unlisten = core.listen(self._watchers.changed)
+        self._health = health.aio.HealthServicer()
+        interceptors = [ErrorsAndLog(log_reads=config.log_level == "debug")]
+        self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
+        limits = config.limits()
+        add_GroupServiceServicer_to_server(GroupService(core), self._api)
+        add_RuleServiceServicer_to_server(RuleService(core), self._api)
+        add_ServerServiceServicer_to_server(ServerService(core, limits), self._api)
+        add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
+        add_RulesetServiceServicer_to_server(RulesetService(core, self._watchers), self._api)
+        add_AgentServiceServicer_to_server(Agents(core, StreamSettings(heartbeat_s=config.heartbeat_s)), self._api)
+        self._add_health_and_reflection(self._api, SERVICES)
+        self._admin = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
+        channelz.add_channelz_servicer(self._admin)
+        self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
+        self.address = _bind(self._api, "listen", config.listen)
+        self.admin_address = _bind(self._admin, "admin_listen", config.admin_listen)
+
+    def _add_health_and_reflection(self, server: grpc.aio.Server, services: Sequence[str]) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
+        reflection.enable_server_reflection(names, server)
+        server.add_generic_rpc_handlers((_reflection_v1(names),))
+
+    async def start(self) -> None:
+        """Serve."""
+        await self._api.start()
+        await self._admin.start()
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, end streams, and end the calls that run after ``grace_s``."""
+        await self._health.enter_graceful_shutdown()
+        self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
+        self._watchers.close()
+        await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
+        self._unlisten()
+
+
+def _bind(server: grpc.aio.Server, name: str, listen: str) -> str:
+    _check_free(name, listen)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        raise ConfigError(f"{name} {listen}: can't be bound") from None
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _check_free(name: str, listen: str) -> None:
+    """Find out why an address can't be bound before gRPC, which says it at length and elsewhere, tries."""
+    try:
+        if listen.startswith("unix:"):
+            _check_socket_free(name, Path(listen.removeprefix("unix:")))
+            return
+        host, _, port = listen.rpartition(":")
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with closing(socket.socket(family, kind, protocol)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"{name} {listen}: {error.strerror}") from None
+
+
+def _check_socket_free(name: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"{name} unix:{path}: {path.parent} is not a directory")
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError(f"{name} unix:{path}: there is a file that is no socket")
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            # Left behind by a process that is gone; gRPC takes its place.
+            return
+    raise ConfigError(f"{name} unix:{path}: in use by another process")
+
+
+def _reflection_v1(names: Sequence[str]) -> grpc.GenericRpcHandler:
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": handler})
+
+
+async def run_controller(config: ControllerConfig) -> None:
+    """Run until SIGTERM or SIGINT. StartError if it can't start."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    core = Core(SqliteStore(_data_dir(config) / DATABASE, limits=config.limits()))
+    try:
+        server = ControllerServer(core, config)
+        await server.start()
+        log.info(
+            "controller_started",
+            address=server.address,
+            admin_address=server.admin_address,
+            data_dir=config.data_dir,
+            store_epoch=core.store_epoch,
+            revision=core.state.revision,
+            version=version("secgroups"),
+        )
+        if config.ready_file:
+            _write_ready_file(Path(config.ready_file), server)
+        await stopped.wait()
+        log.info("controller_stopping", drain_s=config.drain_s)
+        await server.stop(config.drain_s)
+    finally:
+        await core.close()
+    log.info("controller_stopped", revision=core.state.revision)
+
+
+def _data_dir(config: ControllerConfig) -> Path:
+    """Return the data directory, made if that is wanted. ConfigError if there is none."""
+    path = Path(config.data_dir)
+    try:
+        if config.create:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not path.is_dir():
+            what = "is not a directory" if path.exists() else "does not exist; make it, or start with --create"
+            raise ConfigError(f"data_dir {path} {what}")
+    except OSError as error:
+        raise ConfigError(f"data_dir {path} can't be used: {error.strerror}") from None
+    return path
+
+
+def _write_ready_file(path: Path, server: ControllerServer) -> None:
+    """Tell whoever started this controller that it serves, and where; all at once. ConfigError if that can't be written."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        new.write_text(json.dumps({"address": server.address, "admin_address": server.admin_address}) + "\n")
+        new.replace(path)
+    except OSError as error:
+        raise ConfigError(f"ready_file {path} can't be written: {error.strerror}") from None

@@ -1,0 +1,92 @@
+"""AgentService: the stream that feeds agents, and what is known of them."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from secgroups.controller.convert import page_size_of, page_start, page_token, required, timestamp
+from secgroups.controller.errors import NotFoundError
+from secgroups.controller.services.agent_stream import AgentStream
+from secgroups.controller.services.stream_wire import Wire, rejected_message
+from secgroups.controller.stream_settings import StreamSettings
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from secgroups.controller.agent_record import AgentStatus
+    from secgroups.controller.core import Core
+
+# What the pages of ListAgents are pages of; see ``page_token``.
+_LIST = ("agents",)
+
+
+class Agents(AgentServiceServicer):
+    """The agents of ``core``."""
+
+    def __init__(self, core: Core, settings: StreamSettings | None = None) -> None:
+        self._core = core
+        self._settings = settings or StreamSettings()
+        self._wire = Wire(core.controller_id, self._settings.heartbeat_s)
+
+    async def Subscribe(  # type: ignore[override]
+        self,
+        request_iterator: AsyncIterator[pb.SubscribeRequest],
+        context: grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse],
+    ) -> None:
+        """Feed one agent. Reads and writes through ``context``, so that a write which hangs can be given up."""
+        await AgentStream(context, self._core.publisher, self._wire, self._settings).run()
+
+    async def ListAgents(
+        self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse]
+    ) -> pb.ListAgentsResponse:
+        """Answer a page of agents."""
+        publisher = self._core.publisher
+        size = page_size_of(request.page_size)
+        ids = publisher.agent_ids()
+        first = bisect_right(ids, page_start(_LIST, request.page_token))
+        page = ids[first : first + size]
+        now_us = time.time_ns() // 1000
+        statuses = [status for agent_id in page if (status := publisher.find_status(agent_id)) is not None]
+        return pb.ListAgentsResponse(
+            agents=[_agent_message(status, now_us) for status in statuses],
+            next_page_token=page_token(_LIST, page[-1]) if first + size < len(ids) else "",
+            revision=self._core.state.revision,
+        )
+
+    async def GetAgent(
+        self, request: pb.GetAgentRequest, context: grpc.aio.ServicerContext[pb.GetAgentRequest, pb.GetAgentResponse]
+    ) -> pb.GetAgentResponse:
+        """Answer one agent."""
+        status = self._core.publisher.find_status(required(request.id, "id"))
+        if status is None:
+            message = f"there is no agent {request.id}: no server names it and it has not connected since the controller started"
+            raise NotFoundError("agent", request.id, message=message)
+        return pb.GetAgentResponse(agent=_agent_message(status, time.time_ns() // 1000), revision=self._core.state.revision)
+
+
+def _agent_message(status: AgentStatus, now_us: int) -> pb.Agent:
+    message = pb.Agent(
+        id=status.agent_id,
+        connected=status.connected,
+        boot_id=status.boot_id,
+        version=status.version,
+        host=status.host,
+        applied_revision=status.applied_revision,
+        pending_revisions=status.pending_revisions,
+        rejected=[rejected_message(rejected) for rejected in status.rejected],
+        server_count=status.server_count,
+    )
+    if status.last_heard_us is not None:
+        message.staleness.FromMicroseconds(max(0, now_us - status.last_heard_us))
+    if status.connected_us is not None:
+        message.connected_since.CopyFrom(timestamp(status.connected_us))
+    if status.report is not None:
+        report = status.report
+        message.report.CopyFrom(pb.Report(flows=report.flows, denies=report.denies, verdicts=report.verdicts))
+    return message

@@ -1,0 +1,226 @@
+"""The stream's plain messages as protobuf, and back with every bound checked: what an agent says may be anything."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from secgroups.controller.convert import spec_message
+from secgroups.controller.errors import InvalidError
+from secgroups.controller.model import RuleSpec, check_name
+from secgroups.controller.stream_messages import (
+    Ack,
+    AddressSet,
+    AddressSetPatch,
+    Bookmark,
+    GoAway,
+    GroupRules,
+    Hello,
+    Kind,
+    ObjectKey,
+    Outbound,
+    Rejected,
+    Report,
+    ServerBinding,
+    StreamObject,
+    SyncPoint,
+    Update,
+    Welcome,
+)
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1 import types_pb2 as types
+
+# An agent of a very large machine guards a thousand servers; ten times that and their groups and sets are below this.
+HELD_MAX = 200_000
+REJECTED_MAX = 10_000
+TEXT_CHARACTERS_MAX = 256
+REASON_CHARACTERS_MAX = 512
+
+# Ready-made objects kept for the next agent that needs them.
+READY_BYTES_MAX = 64 << 20
+
+_KINDS = {pb.OBJECT_KIND_SERVER: Kind.SERVER, pb.OBJECT_KIND_GROUP: Kind.GROUP, pb.OBJECT_KIND_SET: Kind.SET}
+
+
+class Wire:
+    """Makes protobuf messages; each version of an object once for all streams."""
+
+    def __init__(self, controller_id: str, heartbeat_s: float) -> None:
+        self._controller_id = controller_id
+        self._heartbeat_s = heartbeat_s
+        self._ready: OrderedDict[tuple[ObjectKey, int], tuple[StreamObject, pb.ServerBinding | pb.GroupRules | pb.AddressSet]] = (
+            OrderedDict()
+        )
+        self._ready_bytes = 0
+
+    def response(self, message: Outbound) -> pb.SubscribeResponse:
+        """Return ``message`` as it is sent."""
+        match message:
+            case Update():
+                return pb.SubscribeResponse(update=self._update(message))
+            case SyncPoint():
+                point = pb.SyncPoint(
+                    nonce=message.nonce,
+                    revision=message.revision,
+                    state_digest=message.state_digest,
+                    snapshot_end=message.snapshot_end,
+                )
+                return pb.SubscribeResponse(sync_point=point)
+            case Bookmark():
+                return pb.SubscribeResponse(bookmark=pb.Bookmark(revision=message.revision))
+            case GoAway():
+                gone = pb.GoAway(reason=message.reason)
+                gone.reconnect_after.FromMilliseconds(round(message.reconnect_after_s * 1000))
+                return pb.SubscribeResponse(go_away=gone)
+            case Welcome():
+                welcome = pb.Welcome(
+                    controller_id=self._controller_id,
+                    store_epoch=message.store_epoch,
+                    revision=message.revision,
+                    mode=pb.SyncMode.ValueType(message.mode),
+                )
+                welcome.heartbeat.FromMilliseconds(round(self._heartbeat_s * 1000))
+                return pb.SubscribeResponse(welcome=welcome)
+
+    def _update(self, update: Update) -> pb.Update:
+        message = pb.Update(
+            nonce=update.nonce,
+            revision=update.revision,
+            more=update.more,
+            set_patches=[_patch_message(patch) for patch in update.set_patches],
+            removed_servers=update.removed_servers,
+            removed_groups=update.removed_groups,
+            removed_sets=update.removed_sets,
+        )
+        values: tuple[StreamObject, ...] = (*update.sets, *update.groups, *update.servers)
+        for value in values:
+            match made := self._object(value):
+                case pb.AddressSet():
+                    message.sets.append(made)
+                case pb.GroupRules():
+                    message.groups.append(made)
+                case pb.ServerBinding():
+                    message.servers.append(made)
+        if update.oldest_commit_us:
+            message.oldest_commit_time.FromMicroseconds(update.oldest_commit_us)
+        return message
+
+    def _object(self, value: StreamObject) -> pb.ServerBinding | pb.GroupRules | pb.AddressSet:
+        key = (value.key, value.version)
+        held = self._ready.get(key)
+        # A part of a large set has the same key and version as the whole.
+        if held is not None and held[0] is value:
+            self._ready.move_to_end(key)
+            return held[1]
+        made = _object_message(value)
+        if held is not None:
+            self._ready_bytes -= held[0].size_bytes
+        self._ready[key] = (value, made)
+        self._ready_bytes += value.size_bytes
+        while self._ready_bytes > READY_BYTES_MAX and len(self._ready) > 1:
+            _, (oldest, _) = self._ready.popitem(last=False)
+            self._ready_bytes -= oldest.size_bytes
+        return made
+
+
+def _object_message(value: StreamObject) -> pb.ServerBinding | pb.GroupRules | pb.AddressSet:
+    match value:
+        case ServerBinding():
+            return pb.ServerBinding(
+                server=value.server, version=value.version, ipv4=value.ipv4, ipv6=value.ipv6, group_ids=value.group_ids
+            )
+        case GroupRules():
+            return pb.GroupRules(
+                group_id=value.group_id,
+                version=value.version,
+                name=value.name,
+                rules=[pb.PolicyRule(id=rule.id, spec=_spec_message(rule.spec)) for rule in value.rules],
+            )
+        case AddressSet():
+            return pb.AddressSet(group_id=value.group_id, version=value.version, ipv4=value.ipv4, ipv6=value.ipv6)
+
+
+def _patch_message(patch: AddressSetPatch) -> pb.AddressSetPatch:
+    return pb.AddressSetPatch(
+        group_id=patch.group_id,
+        base_version=patch.base_version,
+        version=patch.version,
+        added_ipv4=patch.added_ipv4,
+        added_ipv6=patch.added_ipv6,
+        removed_ipv4=patch.removed_ipv4,
+        removed_ipv6=patch.removed_ipv6,
+    )
+
+
+def _spec_message(spec: RuleSpec) -> types.RuleSpec:
+    """Return what a rule allows; agents have no use for its description."""
+    message = spec_message(spec)
+    message.ClearField("description")
+    return message
+
+
+def hello_of(request: pb.SubscribeRequest) -> Hello:
+    """Return the first message of a stream. InvalidError if it is none or claims what can't be."""
+    if request.WhichOneof("message") != "hello":
+        raise InvalidError("hello", "must be the first message of a stream")
+    message = request.hello
+    check_name(message.agent_id, "hello.agent_id")
+    check_name(message.boot_id, "hello.boot_id")
+    for field, text in (("version", message.version), ("host", message.host), ("store_epoch", message.store_epoch)):
+        if len(text) > TEXT_CHARACTERS_MAX:
+            raise InvalidError(f"hello.{field}", f"has {len(text)} characters, the most allowed is {TEXT_CHARACTERS_MAX}")
+    if len(message.held) > HELD_MAX:
+        raise InvalidError("hello.held", f"has {len(message.held)} objects, the most allowed is {HELD_MAX}")
+    held = {_key_of(item, f"hello.held[{number}]"): item.version for number, item in enumerate(message.held)}
+    return Hello(
+        agent_id=message.agent_id,
+        boot_id=message.boot_id,
+        boot_time_us=message.boot_time.ToMicroseconds(),
+        version=message.version,
+        host=message.host,
+        store_epoch=message.store_epoch,
+        applied_revision=message.applied_revision,
+        held=held,
+        window_messages=message.window.messages,
+        window_bytes=message.window.bytes,
+    )
+
+
+def ack_of(message: pb.Ack) -> Ack:
+    """Return an acknowledgement. InvalidError if it names what is no object."""
+    if len(message.rejected) > REJECTED_MAX:
+        raise InvalidError("ack.rejected", f"has {len(message.rejected)} objects, the most allowed is {REJECTED_MAX}")
+    rejected = tuple(
+        Rejected(
+            key=_key_of(item.object, f"ack.rejected[{number}].object"),
+            version=item.object.version,
+            code=item.code,
+            message=item.message[:REASON_CHARACTERS_MAX],
+        )
+        for number, item in enumerate(message.rejected)
+    )
+    return Ack(
+        nonce=message.nonce,
+        applied_revision=message.applied_revision,
+        rejected=rejected,
+        apply_us=message.apply_micros,
+    )
+
+
+def report_of(message: pb.Report) -> Report:
+    """Return an agent's figures; counts of reasons that there are not are left out."""
+    known = types.Reason.keys()
+    verdicts = {name: count for name, count in message.verdicts.items() if name in known}
+    return Report(flows=message.flows, denies=message.denies, verdicts=verdicts)
+
+
+def rejected_message(rejected: Rejected) -> pb.RejectedObject:
+    """Return a rejected object as it is shown."""
+    kind, key = rejected.key
+    version = pb.ObjectVersion(kind=pb.ObjectKind.ValueType(kind), key=key, version=rejected.version)
+    return pb.RejectedObject(object=version, code=rejected.code, message=rejected.message)
+
+
+def _key_of(message: pb.ObjectVersion, field: str) -> ObjectKey:
+    if message.kind not in _KINDS:
+        raise InvalidError(f"{field}.kind", f"is {message.kind}, which is no kind of object")
+    return _KINDS[message.kind], message.key

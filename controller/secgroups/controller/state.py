@@ -1,0 +1,225 @@
+"""The whole model in memory: a pure fold of what is stored, kept up by changes, read by everybody.
+
+One change costs what it touches, never a walk over the model. Lists are in ascending order of id.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from secgroups.controller.model import (
+    DEFAULT_GROUP,
+    Address,
+    Change,
+    Group,
+    Rule,
+    Server,
+    alters_what_is_allowed,
+    groups_with_other_members,
+    is_default_name,
+)
+from secgroups.controller.store.interface import Contents
+
+V = TypeVar("V", Group, Rule, Server)
+
+
+class _Shelf(Generic[V]):
+    """Objects of one project by id, with their ids in order."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, V] = {}
+        self._ids: list[str] = []
+
+    def put(self, key: str, value: V) -> None:
+        if key not in self.by_id:
+            insort(self._ids, key)
+        self.by_id[key] = value
+
+    def drop(self, key: str) -> None:
+        if self.by_id.pop(key, None) is not None:
+            del self._ids[bisect_left(self._ids, key)]
+
+    def after(self, key: str) -> Iterator[V]:
+        """Yield the objects whose id is above ``key``, in order; not to be held over a change."""
+        for index in range(bisect_right(self._ids, key), len(self._ids)):
+            yield self.by_id[self._ids[index]]
+
+
+class State:
+    """Groups, rules and servers as of ``revision``."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.revision = contents.revision
+        self._groups: defaultdict[str, _Shelf[Group]] = defaultdict(_Shelf)
+        self._names: dict[tuple[str, str], str] = {}
+        self._rules: defaultdict[str, _Shelf[Rule]] = defaultdict(_Shelf)
+        self._servers: defaultdict[str, _Shelf[Server]] = defaultdict(_Shelf)
+        self._rules_by_group: defaultdict[str, dict[str, Rule]] = defaultdict(dict)
+        self._naming: defaultdict[str, dict[str, Rule]] = defaultdict(dict)
+        self._servers_by_group: defaultdict[str, dict[str, Server]] = defaultdict(dict)
+        self._servers_by_agent: defaultdict[str, dict[str, Server]] = defaultdict(dict)
+        self._server_by_address: dict[tuple[str, Address], str] = {}
+        for group in contents.groups:
+            self._put_group(None, group)
+        for rule in contents.rules:
+            self._put_rule(None, rule)
+        for server in contents.servers:
+            self._put_server(None, server)
+
+    @classmethod
+    def load(cls, contents: Contents) -> State:
+        """Return the state of what a store holds."""
+        return cls(contents)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Take over changes, in order of revision."""
+        for change in changes:
+            before, after = change.before, change.after
+            thing = after or before
+            if isinstance(thing, Group):
+                self._put_group(self._typed(before, Group), self._typed(after, Group))
+            elif isinstance(thing, Rule):
+                self._put_rule(self._typed(before, Rule), self._typed(after, Rule))
+                self._touch_rules(change, thing)
+            elif isinstance(thing, Server):
+                old, new = self._typed(before, Server), self._typed(after, Server)
+                self._put_server(old, new)
+                for group_id in groups_with_other_members(old, new):
+                    self._amend(thing.project, group_id, members_revision=change.revision)
+            self.revision = change.revision
+
+    @staticmethod
+    def _typed(thing: Group | Rule | Server | None, kind: type[V]) -> V | None:
+        return thing if isinstance(thing, kind) else None
+
+    def _touch_rules(self, change: Change, rule: Rule) -> None:
+        before, after = self._typed(change.before, Rule), self._typed(change.after, Rule)
+        self._amend(rule.project, rule.group_id, revision=change.revision, updated_us=change.at_us)
+        if alters_what_is_allowed(before, after):
+            self._amend(rule.project, rule.group_id, rules_revision=change.revision)
+
+    def _amend(self, project: str, group_id: str, **values: int) -> None:
+        group = self._groups[project].by_id.get(group_id)
+        if group is not None:
+            self._groups[project].by_id[group_id] = replace(group, **values)  # type: ignore[arg-type]
+
+    def _put_group(self, before: Group | None, after: Group | None) -> None:
+        if before is not None:
+            self._names.pop((before.project, before.name), None)
+        if after is not None:
+            held = self._groups[after.project].by_id.get(after.id)
+            # The members' revision follows changes of servers, which a change of the group itself does not carry on.
+            kept = after if held is None else replace(after, members_revision=max(held.members_revision, after.members_revision))
+            self._groups[after.project].put(after.id, kept)
+            self._names[after.project, after.name] = after.id
+        elif before is not None:
+            self._groups[before.project].drop(before.id)
+
+    def _put_rule(self, before: Rule | None, after: Rule | None) -> None:
+        for rule in (before, after):
+            if rule is None:
+                continue
+            remote = rule.spec.remote_group_id
+            if rule is after:
+                self._rules[rule.project].put(rule.id, rule)
+                self._rules_by_group[rule.group_id][rule.id] = rule
+                if remote is not None:
+                    self._naming[remote][rule.id] = rule
+            elif after is None:
+                self._rules[rule.project].drop(rule.id)
+                _remove(self._rules_by_group, rule.group_id, rule.id)
+                if remote is not None:
+                    _remove(self._naming, remote, rule.id)
+
+    def _put_server(self, before: Server | None, after: Server | None) -> None:
+        if before is not None:
+            for group_id in before.group_ids:
+                _remove(self._servers_by_group, group_id, before.key)
+            _remove(self._servers_by_agent, before.agent_id, before.key)
+            for address in before.addresses:
+                self._server_by_address.pop((before.project, address), None)
+            if after is None:
+                self._servers[before.project].drop(before.id)
+        if after is not None:
+            self._servers[after.project].put(after.id, after)
+            for group_id in after.group_ids:
+                self._servers_by_group[group_id][after.key] = after
+            if after.agent_id:
+                self._servers_by_agent[after.agent_id][after.key] = after
+            for address in after.addresses:
+                self._server_by_address[after.project, address] = after.id
+
+    @property
+    def projects(self) -> list[str]:
+        return sorted(project for project, shelf in self._groups.items() if shelf.by_id)
+
+    def find_group(self, project: str, group_id: str) -> Group | None:
+        return self._groups[project].by_id.get(group_id) if project in self._groups else None
+
+    def group_by_name(self, project: str, name: str) -> Group | None:
+        """Return the group of a name; any spelling of ``default`` finds that one."""
+        group_id = self._names.get((project, DEFAULT_GROUP if is_default_name(name) else name))
+        return self.find_group(project, group_id) if group_id else None
+
+    def find_rule(self, project: str, rule_id: str) -> Rule | None:
+        return self._rules[project].by_id.get(rule_id) if project in self._rules else None
+
+    def find_server(self, project: str, server_id: str) -> Server | None:
+        return self._servers[project].by_id.get(server_id) if project in self._servers else None
+
+    def server_of_address(self, project: str, address: Address) -> Server | None:
+        server_id = self._server_by_address.get((project, address))
+        return self.find_server(project, server_id) if server_id else None
+
+    def groups(self, project: str, after: str = "") -> Iterator[Group]:
+        """Yield a project's groups whose id is above ``after``."""
+        return self._groups[project].after(after) if project in self._groups else iter(())
+
+    def rules(self, project: str, after: str = "") -> Iterator[Rule]:
+        """Yield a project's rules whose id is above ``after``."""
+        return self._rules[project].after(after) if project in self._rules else iter(())
+
+    def servers(self, project: str, after: str = "") -> Iterator[Server]:
+        """Yield a project's servers whose id is above ``after``."""
+        return self._servers[project].after(after) if project in self._servers else iter(())
+
+    def rules_of_group(self, group_id: str) -> list[Rule]:
+        return [rule for _, rule in sorted(self._rules_by_group.get(group_id, {}).items())]
+
+    def rules_naming(self, group_id: str) -> Collection[Rule]:
+        """Return the rules that name a group as remote, its own ones too, in no order."""
+        return self._naming.get(group_id, {}).values()
+
+    def servers_of_group(self, group_id: str) -> list[Server]:
+        return [server for _, server in sorted(self._servers_by_group.get(group_id, {}).items())]
+
+    def servers_of_agent(self, agent_id: str) -> list[Server]:
+        return [server for _, server in sorted(self._servers_by_agent.get(agent_id, {}).items())]
+
+    def server_count(self, group_id: str) -> int:
+        return len(self._servers_by_group.get(group_id, ()))
+
+    def rule_count(self, group_id: str) -> int:
+        return len(self._rules_by_group.get(group_id, ()))
+
+    def members(self, group_id: str) -> Iterable[Address]:
+        """Yield the addresses of a group's members, in no order."""
+        for server in self._servers_by_group.get(group_id, {}).values():
+            yield from server.addresses
+
+    def agents(self) -> Collection[str]:
+        """Return the ids of the agents that guard a server, in no order."""
+        return [agent_id for agent_id, servers in self._servers_by_agent.items() if servers]
+
+
+def _remove(index: defaultdict[str, dict[str, V]], key: str, item: str) -> None:
+    """Take ``item`` out, and the entry of ``key`` with the last of its items."""
+    items = index.get(key)
+    if items is not None:
+        items.pop(item, None)
+        if not items:
+            del index[key]

@@ -1,0 +1,1 @@
+"""Where the objects are kept: one interface, SQLite for now."""

@@ -1,0 +1,165 @@
+"""What operations ask of a store, what the core asks of it, and what a commit answers. SQL stays behind this.
+
+Look-ups of a transaction go to the store by index and never to a memory of it, and changes are handed on by revision: several
+controllers on one store could work the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from secgroups.controller.model import Change, Group, Limits, Rule, Server
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """One mutation in the making: what it reads is current, what it writes becomes durable with ``revision`` or not at all."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def revision(self) -> int:
+        """The revision that this mutation gets if it changes anything."""
+
+    @property
+    def now_us(self) -> int: ...
+
+    def new_id(self) -> str:
+        """Return a UUIDv7 that is above all ids made before in this store."""
+
+    def find_group(self, project: str, group_id: str) -> Group | None: ...
+
+    def find_group_by_name(self, project: str, name: str) -> Group | None: ...
+
+    def count_groups(self, project: str) -> int: ...
+
+    def put_group(self, before: Group | None, after: Group) -> None:
+        """Insert (``before`` is None) or overwrite a group."""
+
+    def delete_group(self, group: Group) -> None:
+        """Delete a group that nothing refers to any more."""
+
+    def find_rule(self, project: str, rule_id: str) -> Rule | None: ...
+
+    def find_duplicate(self, group_id: str, identity: str) -> Rule | None:
+        """Return the rule of the group that allows exactly the same."""
+
+    def rules_of_group(self, group_id: str) -> list[Rule]:
+        """Return a group's rules in ascending order of id."""
+
+    def count_rules(self, group_id: str) -> int: ...
+
+    def rules_naming(self, group_id: str, most: int) -> tuple[list[Rule], int]:
+        """Return at most ``most`` rules of other groups that name the group as remote, ascending by id, and how many there are."""
+
+    def put_rule(self, before: Rule | None, after: Rule) -> None: ...
+
+    def delete_rule(self, rule: Rule) -> None: ...
+
+    def find_server(self, project: str, server_id: str) -> Server | None: ...
+
+    def find_server_of_address(self, project: str, address: str) -> str | None:
+        """Return the id of the server that has an address."""
+
+    def count_servers(self, project: str) -> int: ...
+
+    def servers_of_group(self, group_id: str, most: int) -> tuple[list[str], int]:
+        """Return, in ascending order, the ids of at most ``most`` attached servers, and how many there are."""
+
+    def put_server(self, before: Server | None, after: Server) -> None: ...
+
+    def delete_server(self, server: Server) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestKey:
+    """Marks a request that may be repeated: the same key and fingerprint within an hour get the same answer."""
+
+    project: str
+    method: str
+    request_id: str
+    fingerprint: bytes
+
+
+@dataclass(slots=True)
+class Pending(Generic[T]):
+    """A mutation that waits for its commit.
+
+    ``encode(value, revision)`` makes the answer that is kept for repeats of ``request``; without it, or with ``validate_only``,
+    none is kept. ``validate_only`` runs the operation and takes it back.
+    """
+
+    operation: Callable[[Transaction], T]
+    validate_only: bool = False
+    request: RequestKey | None = None
+    encode: Callable[[T, int], bytes] | None = None
+    actor: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Committed(Generic[T]):
+    """What became of a mutation: its value or, for a repeat, the answer given before (``value`` is None then).
+
+    ``revision`` is the present one if nothing changed. With ``validate_only`` the ``changes`` are what would have been.
+    """
+
+    value: T | None
+    revision: int
+    changes: Sequence[Change] = ()
+    replayed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Everything that a store holds, at ``revision``."""
+
+    revision: int
+    groups: list[Group] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    servers: list[Server] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangePage:
+    """Whole revisions of the change log, in order, up to and with ``revision``: the store's own if there is no more.
+
+    ``gap``: some of what was asked for is forgotten. Then there are no changes and only ``load`` will do.
+    """
+
+    changes: Sequence[Change]
+    revision: int
+    gap: bool = False
+
+
+class Store(Protocol):
+    """Keeps groups, rules and servers. One thread at a time; ``changes_since`` from any thread at any time.
+
+    ``store_epoch`` is a UUID made with the store: revisions of different epochs have nothing to do with one another.
+    ``revision`` is that of the last commit.
+    """
+
+    @property
+    def store_epoch(self) -> str: ...
+
+    @property
+    def revision(self) -> int: ...
+
+    def load(self) -> Contents:
+        """Return everything that is kept."""
+
+    def commit(self, batch: Sequence[Pending[Any]]) -> list[Committed[Any] | Exception]:
+        """Run every mutation of ``batch`` in order and commit once; return what became of each, in order.
+
+        One that raises undoes only itself, and its exception is its result. If the commit fails, nothing was changed and every
+        result is a StoreUnavailableError.
+        """
+
+    def changes_since(self, revision: int, limit: int = 1_000) -> ChangePage:
+        """Return what happened after ``revision``: about ``limit`` changes, but whole revisions and at least one."""
+
+    def close(self) -> None:
+        """Let go of the store. Closing twice does no harm."""

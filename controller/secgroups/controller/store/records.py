@@ -1,0 +1,115 @@
+"""Objects as rows and as JSON of the change log, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from secgroups.controller.model import ANYWHERE, AnywhereRemote, Direction, Group, GroupRemote, Remote, Rule, RuleSpec, Server
+
+Row = Mapping[str, Any]
+
+# Most rules name one of few prefixes, and to parse one takes longer than all the rest of a rule.
+_network = lru_cache(maxsize=4_096)(ip_network)
+
+# One encoder for all: json.dumps makes one a call where anything is not its default.
+to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def spec_record(spec: RuleSpec) -> dict[str, Any]:
+    """Return the spec as JSON values."""
+    return {
+        "direction": spec.direction.name,
+        "protocol": spec.protocol,
+        "ports": spec.ports,
+        "icmp_type": spec.icmp_type,
+        "icmp_code": spec.icmp_code,
+        "remote": _remote_record(spec.remote),
+        "description": spec.description,
+    }
+
+
+def _remote_record(remote: Remote) -> dict[str, str]:
+    if isinstance(remote, GroupRemote):
+        return {"group": remote.group_id}
+    return {} if isinstance(remote, AnywhereRemote) else {"cidr": str(remote)}
+
+
+def spec_of(record: Row) -> RuleSpec:
+    """Return the spec of its JSON values."""
+    remote = record["remote"]
+    return RuleSpec(
+        direction=Direction[record["direction"]],
+        protocol=record["protocol"],
+        ports=tuple(record["ports"]) if record["ports"] else None,
+        icmp_type=record["icmp_type"],
+        icmp_code=record["icmp_code"],
+        remote=GroupRemote(remote["group"]) if "group" in remote else _network(remote["cidr"]) if remote else ANYWHERE,
+        description=record["description"],
+    )
+
+
+GROUP_COLUMNS = (
+    "id", "project", "name", "description", "created_us", "updated_us", "revision", "rules_revision", "members_revision",
+)  # fmt: skip
+SERVER_COLUMNS = (
+    "project", "id", "name", "agent_id", "created_us", "updated_us", "revision", "binding_revision", "previous_agent_id",
+    "moved_revision",
+)  # fmt: skip
+
+
+def group_of(row: Row | Sequence[Any]) -> Group:
+    """Return the group of a row or a record."""
+    return Group(**{name: row[name] for name in GROUP_COLUMNS})  # type: ignore[call-overload]
+
+
+def rule_of(row: Row) -> Rule:
+    """Return the rule of a row."""
+    return Rule(
+        id=row["id"],
+        project=row["project"],
+        group_id=row["group_id"],
+        spec=spec_of(json.loads(row["spec"])),
+        created_us=row["created_us"],
+        revision=row["revision"],
+    )
+
+
+def server_of(row: Row, addresses: Sequence[str], group_ids: Sequence[str]) -> Server:
+    """Return the server of a row, its addresses in order and its groups in ascending order."""
+    return Server(
+        **{name: row[name] for name in SERVER_COLUMNS},
+        addresses=tuple(ip_address(address) for address in addresses),
+        group_ids=tuple(group_ids),
+    )
+
+
+def record_of(thing: Group | Rule | Server | None) -> str | None:
+    """Return an object as JSON for the change log."""
+    if thing is None:
+        return None
+    if isinstance(thing, Group):
+        record = {name: getattr(thing, name) for name in GROUP_COLUMNS}
+    elif isinstance(thing, Rule):
+        record = {name: getattr(thing, name) for name in ("id", "project", "group_id", "created_us", "revision")}
+        record["spec"] = spec_record(thing.spec)
+    else:
+        record = {name: getattr(thing, name) for name in SERVER_COLUMNS}
+        record["addresses"] = [str(address) for address in thing.addresses]
+        record["group_ids"] = thing.group_ids
+    return to_json(record)
+
+
+def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
+    """Return the object of its JSON in the change log."""
+    if text is None:
+        return None
+    record = json.loads(text)
+    if kind == "group":
+        return group_of(record)
+    if kind == "rule":
+        return rule_of({**record, "spec": json.dumps(record["spec"])})
+    return server_of(record, record["addresses"], record["group_ids"])

@@ -1,0 +1,221 @@
+"""What controller and agent say to each other on the stream, as plain values: ``secgroups.v1.AgentService`` without protobuf.
+
+Objects are immutable and shared by all streams. Times are microseconds since the Unix epoch (``_us``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from secgroups.controller.model import Rule
+
+
+class Kind(IntEnum):
+    """The kinds of object that an agent holds. The numbers are those of ``secgroups.v1.ObjectKind``."""
+
+    SERVER = 1
+    GROUP = 2
+    SET = 3
+
+    @property
+    def word(self) -> str:
+        """The name of the kind in digests and in messages for people."""
+        return self.name.lower()
+
+
+# A kind and the key within it: "project/id" for a server, the group's id for the others.
+ObjectKey = tuple[Kind, str]
+
+
+class SyncMode(IntEnum):
+    """How an agent is brought up to date. The numbers are those of ``secgroups.v1.SyncMode``."""
+
+    RESUMED = 1
+    DIFFERENCE = 2
+    SNAPSHOT = 3
+
+
+# Wire size of an object with everything but its lists, and of each entry of these; on the safe side, to cut chunks by.
+_OBJECT_BYTES = 200
+_RULE_BYTES = 200
+_ID_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBinding:
+    """A guarded server. ``ipv4`` and ``ipv6`` are packed in network order, ascending."""
+
+    server: str
+    version: int
+    ipv4: bytes
+    ipv6: bytes
+    group_ids: tuple[str, ...]
+
+    @property
+    def key(self) -> ObjectKey:
+        return Kind.SERVER, self.server
+
+    @property
+    def size_bytes(self) -> int:
+        return _OBJECT_BYTES + 4 * len(self.server) + len(self.ipv4) + len(self.ipv6) + _ID_BYTES * len(self.group_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRules:
+    """The rules of a group, in ascending order of id."""
+
+    group_id: str
+    version: int
+    name: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def key(self) -> ObjectKey:
+        return Kind.GROUP, self.group_id
+
+    @property
+    def size_bytes(self) -> int:
+        return _OBJECT_BYTES + 4 * len(self.name) + _RULE_BYTES * len(self.rules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSet:
+    """The addresses of a group's members, packed in network order, ascending."""
+
+    group_id: str
+    version: int
+    ipv4: bytes
+    ipv6: bytes
+
+    @property
+    def key(self) -> ObjectKey:
+        return Kind.SET, self.group_id
+
+    @property
+    def size_bytes(self) -> int:
+        return _OBJECT_BYTES + len(self.ipv4) + len(self.ipv6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSetPatch:
+    """Turns the set at ``base_version`` into the one at ``version``."""
+
+    group_id: str
+    base_version: int
+    version: int
+    added_ipv4: bytes = b""
+    added_ipv6: bytes = b""
+    removed_ipv4: bytes = b""
+    removed_ipv6: bytes = b""
+
+    @property
+    def key(self) -> ObjectKey:
+        return Kind.SET, self.group_id
+
+    @property
+    def size_bytes(self) -> int:
+        return _OBJECT_BYTES + len(self.added_ipv4) + len(self.added_ipv6) + len(self.removed_ipv4) + len(self.removed_ipv6)
+
+
+StreamObject = ServerBinding | GroupRules | AddressSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The controller accepts the stream."""
+
+    store_epoch: str
+    revision: int
+    mode: SyncMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """New state, applied whole with what came before it when ``more`` is false. ``oldest_commit_us`` is 0 in a snapshot."""
+
+    nonce: int
+    revision: int
+    more: bool
+    sets: tuple[AddressSet, ...] = ()
+    set_patches: tuple[AddressSetPatch, ...] = ()
+    groups: tuple[GroupRules, ...] = ()
+    servers: tuple[ServerBinding, ...] = ()
+    removed_servers: tuple[str, ...] = ()
+    removed_groups: tuple[str, ...] = ()
+    removed_sets: tuple[str, ...] = ()
+    oldest_commit_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPoint:
+    """Everything up to a revision has been sent."""
+
+    nonce: int
+    revision: int
+    state_digest: bytes
+    snapshot_end: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bookmark:
+    """Nothing concerns this agent up to a revision."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoAway:
+    """The controller ends the stream; connect again no sooner than ``reconnect_after_s``."""
+
+    reason: str
+    reconnect_after_s: float
+
+
+Outbound = Welcome | Update | SyncPoint | Bookmark | GoAway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Who the agent is and what it holds. A window of 0 leaves it to the controller."""
+
+    agent_id: str
+    boot_id: str
+    boot_time_us: int = 0
+    version: str = ""
+    host: str = ""
+    store_epoch: str = ""
+    applied_revision: int = 0
+    held: Mapping[ObjectKey, int] = field(default_factory=dict)
+    window_messages: int = 0
+    window_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """An object that an agent can't enforce. ``code`` is a google.rpc.Code, never OK."""
+
+    key: ObjectKey
+    version: int
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """What was sent up to and with ``nonce`` is in force; 0 acknowledges a bookmark."""
+
+    nonce: int
+    applied_revision: int
+    rejected: tuple[Rejected, ...] = ()
+    apply_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Figures of an agent. ``verdicts`` counts by the name of the reason."""
+
+    flows: int
+    denies: int
+    verdicts: Mapping[str, int]

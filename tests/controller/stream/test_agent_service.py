@@ -1,0 +1,342 @@
+"""AgentService and WaitForRevision over a real socket: agents that are odd, silent or stopped harm themselves and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import grpc
+import pytest
+from stream_world import allow
+
+from secgroups.controller import operations as ops
+from secgroups.controller.core import Core
+from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.services.agents import Agents
+from secgroups.controller.services.waiting import wait_for_revision
+from secgroups.controller.store.sqlite import SqliteStore
+from secgroups.controller.stream_settings import StreamSettings
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1 import ruleset_service_pb2 as rulesets
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
+from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceServicer, RulesetServiceStub, add_RulesetServiceServicer_to_server
+
+HEARTBEAT_S = 0.1
+TIMEOUT_S = 10.0
+
+
+class Waiting(RulesetServiceServicer):
+    """The one call of RulesetService that is about agents."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def WaitForRevision(  # noqa: N802
+        self, request: rulesets.WaitForRevisionRequest, context: object
+    ) -> rulesets.WaitForRevisionResponse:
+        return await wait_for_revision(self._core, request)
+
+
+class Site:
+    """A controller that serves, and a channel to it."""
+
+    def __init__(self, core: Core, address: str, channel: grpc.aio.Channel) -> None:
+        self.core = core
+        self.address = address
+        self.agents = AgentServiceStub(channel)
+        self.rulesets = RulesetServiceStub(channel)
+
+    async def server(self, server_id: str, agent_id: str, last_octet: int) -> int:
+        """Make a server; return the revision."""
+        outcome = await self.core.change(
+            lambda tx: ops.create_server(
+                tx,
+                project="p",
+                server_id=server_id,
+                addresses=[ip_address(f"10.0.0.{last_octet}")],
+                agent_id=agent_id,
+            )
+        )
+        return outcome.revision
+
+    async def wait(self, revision: int, timeout_s: float = TIMEOUT_S) -> rulesets.WaitForRevisionResponse:
+        request = rulesets.WaitForRevisionRequest(revision=revision)
+        request.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        return await self.rulesets.WaitForRevision(request)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False))
+    settings = StreamSettings(heartbeat_s=HEARTBEAT_S, hello_timeout_s=0.3)
+    server = grpc.aio.server(interceptors=[ErrorsAndLog()])
+    add_AgentServiceServicer_to_server(Agents(core, settings), server)
+    add_RulesetServiceServicer_to_server(Waiting(core), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Site(core, f"127.0.0.1:{port}", channel)
+    await server.stop(0)
+    await core.close()
+
+
+class Client:
+    """An agent that says what a test wants it to say."""
+
+    def __init__(self, site: Site) -> None:
+        self.call = site.agents.Subscribe(timeout=TIMEOUT_S)
+
+    async def say(self, **message: object) -> None:
+        await self.call.write(pb.SubscribeRequest(**message))
+
+    async def hear(self) -> pb.SubscribeResponse:
+        message = await self.call.read()
+        assert isinstance(message, pb.SubscribeResponse), f"the stream ended: {await self.call.code()}"
+        return message
+
+    async def greet(self, agent_id: str = "a", **more: object) -> pb.SyncPoint:
+        """Say hello, take the snapshot, acknowledge it; return its sync point."""
+        await self.say(hello=pb.Hello(agent_id=agent_id, boot_id="boot", **more))
+        while (message := await self.hear()).WhichOneof("message") != "sync_point":
+            pass
+        await self.ack(message.sync_point)
+        return message.sync_point
+
+    async def ack(self, message: pb.SyncPoint | pb.Update) -> None:
+        await self.say(ack=pb.Ack(nonce=message.nonce, applied_revision=message.revision))
+
+    async def live(self) -> None:
+        """Acknowledge everything until cancelled."""
+        while True:
+            message = await self.hear()
+            match message.WhichOneof("message"):
+                case "update":
+                    await self.ack(message.update)
+                case "sync_point":
+                    await self.ack(message.sync_point)
+                case "bookmark":
+                    await self.say(ack=pb.Ack(applied_revision=message.bookmark.revision))
+
+    async def ending(self) -> tuple[grpc.StatusCode, str]:
+        """Take all that comes until the end; return the status, or OK and the reason of the GoAway."""
+        reason = ""
+        try:
+            while isinstance(message := await self.call.read(), pb.SubscribeResponse):
+                reason = message.go_away.reason or reason
+        except grpc.aio.AioRpcError as error:
+            return error.code(), error.details() or ""
+        return await self.call.code(), reason or await self.call.details() or ""
+
+
+async def living(site: Site, agent_id: str) -> asyncio.Task[None]:
+    """Return the task of an agent that is in step and stays so."""
+    client = Client(site)
+    await client.greet(agent_id)
+    return asyncio.create_task(client.live())
+
+
+HELLO = pb.Hello(agent_id="a", boot_id="b")
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+OK = grpc.StatusCode.OK
+UNKNOWN_KIND = pb.ObjectVersion(kind=99)
+
+
+def hello(**fields: object) -> pb.SubscribeRequest:
+    return pb.SubscribeRequest(hello=pb.Hello(**{"agent_id": "a", "boot_id": "b", **fields}))
+
+
+def ack(**fields: object) -> pb.SubscribeRequest:
+    return pb.SubscribeRequest(ack=pb.Ack(**fields))
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason", "messages"),
+    [
+        (INVALID, "hello: must be the first", [ack(nonce=1)]),
+        (INVALID, "hello: must be the first", [pb.SubscribeRequest()]),
+        (INVALID, "hello.agent_id: must not be empty", [hello(agent_id="")]),
+        (INVALID, "hello.agent_id: has 129 characters", [hello(agent_id="a" * 129)]),
+        (INVALID, "hello.agent_id: must not contain a slash", [hello(agent_id="a/b")]),
+        (INVALID, "hello.boot_id: must not be empty", [hello(boot_id="")]),
+        (INVALID, "hello.boot_id: has 200 characters", [hello(boot_id="b" * 200)]),
+        (INVALID, "hello.host: has 300 characters", [hello(host="h" * 300)]),
+        (INVALID, "hello.held[0].kind: is 99", [hello(held=[UNKNOWN_KIND])]),
+        (INVALID, "hello.held: has 200001 objects", [hello(held=[pb.ObjectVersion(kind=1)] * 200_001)]),
+        (INVALID, "hello: stands only at the beginning", [hello(), hello()]),
+        (INVALID, "ack.nonce: is 77", [hello(), ack(nonce=77)]),
+        (INVALID, "ack.applied_revision: is 1000000", [hello(), ack(applied_revision=1_000_000)]),
+        (INVALID, "ack.rejected[0].object.kind: is 99", [hello(), ack(rejected=[pb.RejectedObject(object=UNKNOWN_KIND)])]),
+        (OK, "no hello came", []),
+        (OK, "nothing was acknowledged", [hello()]),
+    ],
+)
+async def test_an_odd_agent_is_sent_away_and_harms_nobody(
+    site: Site, expected: grpc.StatusCode, reason: str, messages: list[pb.SubscribeRequest]
+) -> None:
+    other = await living(site, "other")
+    client = Client(site)
+    for message in messages:
+        await client.call.write(message)
+    code, told = await client.ending()
+    assert (code, told[: len(reason)]) == (expected, reason)
+    assert (await site.wait(await site.server("s1", "other", 1))).in_force
+    other.cancel()
+
+
+async def test_what_this_controller_does_not_know_is_ignored(site: Site) -> None:
+    client = Client(site)
+    await client.greet("a", applied_revision=10**9, store_epoch="of another store", window=pb.Window(messages=1))
+    await client.say()
+    task = asyncio.create_task(client.live())
+    assert (await site.wait(await site.server("s1", "a", 1))).in_force
+    task.cancel()
+
+
+async def test_an_agent_that_reports_but_acknowledges_nothing_is_sent_away(site: Site) -> None:
+    await site.server("s1", "a", 1)
+    client = Client(site)
+    await client.say(hello=HELLO)
+
+    async def report() -> None:
+        while True:
+            await client.say(report=pb.Report(flows=3, verdicts={"REASON_NEW": 1, "nonsense": 2}))
+            await asyncio.sleep(HEARTBEAT_S / 2)
+
+    reporting = asyncio.create_task(report())
+    code, reason = await client.ending()
+    reporting.cancel()
+    assert code is grpc.StatusCode.OK
+    assert reason.startswith("nothing was acknowledged for")
+    agent = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent
+    assert dict(agent.report.verdicts) == {"REASON_NEW": 1}
+    assert (agent.connected, agent.pending_revisions) == (False, 1)
+
+
+async def test_an_agent_that_takes_nothing_is_given_up_and_its_stream_freed(site: Site) -> None:
+    """Its snapshot is larger than what gRPC takes for an agent that does not read."""
+    for number in range(1, 300):
+        addresses = [ip_address(f"2001:db8:{number:x}::{octet:x}") for octet in range(1, 33)]
+        await site.core.change(
+            lambda tx, number=number, addresses=addresses: ops.create_server(
+                tx, project="p", server_id=f"s{number}", addresses=addresses, agent_id="a"
+            )
+        )
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    async with grpc.aio.insecure_channel(site.address, options=options) as channel:
+        call = AgentServiceStub(channel).Subscribe(timeout=TIMEOUT_S)
+        await call.write(pb.SubscribeRequest(hello=HELLO))
+        async with asyncio.timeout(TIMEOUT_S):
+            while (status := site.core.publisher.find_status("a")) is None or not status.connected:
+                await asyncio.sleep(0.01)
+            while site.core.publisher.find_status("a").connected:
+                await asyncio.sleep(0.01)
+        heard = []
+        while isinstance(message := await call.read(), pb.SubscribeResponse):
+            heard.append(message.WhichOneof("message"))
+        assert heard == ["welcome", "update", "go_away"]
+        assert message is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_bookmarks_come_each_heartbeat(site: Site) -> None:
+    client = Client(site)
+    point = await client.greet()
+    for _ in range(3):
+        message = await client.hear()
+        assert message.bookmark.revision == point.revision
+        await client.say(ack=pb.Ack(applied_revision=message.bookmark.revision))
+    client.call.cancel()
+
+
+async def test_of_two_starts_the_earlier_one_is_told_to_go(site: Site) -> None:
+    first, second = Client(site), Client(site)
+    await first.greet(host="old-host")
+    hello = pb.Hello(agent_id="a", boot_id="later", host="new-host")
+    hello.boot_time.GetCurrentTime()
+    await second.say(hello=hello)
+    code, reason = await first.ending()
+    assert code is grpc.StatusCode.OK
+    assert "later on new-host" in reason
+    assert (await second.hear()).HasField("welcome")
+    third = Client(site)
+    await third.say(hello=HELLO)
+    assert "was started later" in (await third.ending())[1]
+    second.call.cancel()
+
+
+async def test_waiting_ends_with_the_last_acknowledgement(site: Site) -> None:
+    first = await living(site, "a")
+    second = Client(site)
+    await second.greet("b")
+    await site.server("s1", "a", 1)
+    await site.server("s2", "b", 2)
+    group = site.core.state.group_by_name("p", "default")
+    rule = await site.core.change(lambda tx: ops.create_rules(tx, project="p", group_id=group.id, specs=[allow(80)], bulk=False))
+    now = await site.wait(rule.revision, 0)
+    assert [(lag.agent_id, lag.reason) for lag in now.lagging if lag.agent_id == "b"] == [("b", "not acknowledged yet")]
+    waiting = asyncio.create_task(site.wait(rule.revision))
+    second_task = asyncio.create_task(second.live())
+    answer = await waiting
+    assert (answer.in_force, answer.agents_touched, len(answer.lagging)) == (True, 2, 0)
+    assert answer.HasField("commit_to_in_force")
+    for task in (first, second_task):
+        task.cancel()
+
+
+async def test_waiting_names_who_lags_at_the_time_out(site: Site) -> None:
+    client = Client(site)
+    await client.greet("a")
+    await site.server("s1", "ghost", 1)
+    revision = await site.server("s2", "a", 2)
+    await site.server("s3", "elsewhere", 3)
+    answer = await site.wait(revision, 0.05)
+    assert not answer.in_force
+    assert [(lag.agent_id, lag.connected, lag.reason) for lag in answer.lagging] == [
+        ("a", True, "not acknowledged yet"),
+        ("ghost", False, "not connected"),
+    ]
+    client.call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("revision", lambda request: setattr(request, "revision", 10**6)),
+        ("timeout", lambda request: request.timeout.FromSeconds(3601)),
+        ("timeout", lambda request: request.timeout.FromSeconds(-1)),
+    ],
+)
+async def test_waiting_for_what_can_not_be_is_refused(
+    site: Site, field: str, change: Callable[[rulesets.WaitForRevisionRequest], None]
+) -> None:
+    request = rulesets.WaitForRevisionRequest()
+    change(request)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.rulesets.WaitForRevision(request)
+    assert caught.value.code() is INVALID
+    assert caught.value.details().startswith(f"{field}:")
+
+
+async def test_agents_are_listed_in_pages(site: Site) -> None:
+    for number in range(1, 6):
+        await site.server(f"s{number}", f"agent-{number}", number)
+    seen, token = [], ""
+    for _ in range(10):
+        page = await site.agents.ListAgents(pb.ListAgentsRequest(page_size=2, page_token=token))
+        seen.append([agent.id for agent in page.agents])
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == [["agent-1", "agent-2"], ["agent-3", "agent-4"], ["agent-5"]]
+    agent = (await site.agents.GetAgent(pb.GetAgentRequest(id="agent-3"))).agent
+    assert (agent.connected, agent.boot_id, agent.server_count, agent.pending_revisions) == (False, "", 1, 3)
+    assert not agent.HasField("staleness")
+    for request, code in ((pb.GetAgentRequest(id="nobody"), grpc.StatusCode.NOT_FOUND), (pb.GetAgentRequest(), INVALID)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await site.agents.GetAgent(request)
+        assert caught.value.code() is code
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.agents.ListAgents(pb.ListAgentsRequest(page_token="?"))
+    assert caught.value.code() is INVALID
