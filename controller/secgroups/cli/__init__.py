@@ -1,0 +1,1 @@
+"""sgctl, the command line: a plain gRPC client of the controller."""

@@ -1,0 +1,1 @@
+"""The commands of sgctl, each imported when it runs."""

@@ -1,0 +1,113 @@
+"""How groups, rules, servers and agents are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from secgroups.cli import pb
+from secgroups.cli.output import Column, Kind, data_of
+from secgroups.cli.rule_messages import draft_of
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+
+def time_text(moment: Timestamp) -> str:
+    """Return a time as ``2026-01-31T12:00:00Z``; empty if there is none."""
+    return f"{moment.ToDatetime():%Y-%m-%dT%H:%M:%SZ}" if moment.seconds or moment.nanos else ""
+
+
+def _duration_text(duration: Duration) -> str:
+    return f"{duration.ToMilliseconds() / 1000:.1f}s"
+
+
+def groups() -> Kind[pb.Group]:
+    """Return how groups are shown."""
+    columns = [
+        Column[pb.Group]("id", lambda group: group.id),
+        Column[pb.Group]("name", lambda group: group.name),
+        Column[pb.Group]("rules", lambda group: str(group.rule_count)),
+        Column[pb.Group]("servers", lambda group: str(group.server_count)),
+        Column[pb.Group]("description", lambda group: group.description),
+        Column[pb.Group]("created", lambda group: time_text(group.created), wide=True),
+        Column[pb.Group]("updated", lambda group: time_text(group.updated), wide=True),
+        Column[pb.Group]("etag", lambda group: group.etag, wide=True),
+    ]
+    return Kind(columns=columns, name=lambda group: group.name, data=data_of)
+
+
+def rules(names: Mapping[str, str]) -> Kind[pb.Rule]:
+    """Return how rules are shown; ``names`` has the names of groups by id."""
+    columns = [
+        Column[pb.Rule]("id", lambda rule: rule.id),
+        Column[pb.Rule]("group", lambda rule: names.get(rule.group_id, rule.group_id)),
+        *_spec_columns(names),
+        Column[pb.Rule]("description", lambda rule: rule.spec.description),
+        Column[pb.Rule]("created", lambda rule: time_text(rule.created), wide=True),
+        Column[pb.Rule]("etag", lambda rule: rule.etag, wide=True),
+    ]
+    return Kind(columns=columns, name=lambda rule: rule.id, data=data_of)
+
+
+def _spec_columns(names: Mapping[str, str]) -> list[Column[pb.Rule]]:
+    return [
+        Column("direction", lambda rule: draft_of(rule.spec, names).direction),
+        Column("protocol", lambda rule: draft_of(rule.spec, names).protocol),
+        Column("ports", lambda rule: draft_of(rule.spec, names).ports_text),
+        Column("remote", lambda rule: draft_of(rule.spec, names).remote.text),
+    ]
+
+
+def effective_rules(ruleset: pb.EffectiveRuleset) -> Kind[pb.EffectiveRule]:
+    """Return how the rules in force at a server are shown."""
+    names = {group.group_id: group.name for group in ruleset.remote_groups}
+    names.update((rule.rule.group_id, rule.group_name) for rule in ruleset.rules)
+    columns = [
+        Column[pb.EffectiveRule]("id", lambda item: item.rule.id),
+        Column[pb.EffectiveRule]("group", lambda item: item.group_name),
+        Column[pb.EffectiveRule]("direction", lambda item: draft_of(item.rule.spec, names).direction),
+        Column[pb.EffectiveRule]("protocol", lambda item: draft_of(item.rule.spec, names).protocol),
+        Column[pb.EffectiveRule]("ports", lambda item: draft_of(item.rule.spec, names).ports_text),
+        Column[pb.EffectiveRule]("remote", lambda item: draft_of(item.rule.spec, names).remote.text),
+        Column[pb.EffectiveRule]("description", lambda item: item.rule.spec.description),
+    ]
+    return Kind(columns=columns, name=lambda item: item.rule.id, data=data_of)
+
+
+def servers(names: Mapping[str, str]) -> Kind[pb.Server]:
+    """Return how servers are shown; ``names`` has the names of groups by id."""
+    columns = [
+        Column[pb.Server]("id", lambda server: server.id),
+        Column[pb.Server]("name", lambda server: server.name),
+        Column[pb.Server]("addresses", lambda server: ", ".join(server.addresses)),
+        Column[pb.Server]("agent", lambda server: server.agent_id),
+        Column[pb.Server]("groups", lambda server: ", ".join(sorted(names.get(group, group) for group in server.group_ids))),
+        Column[pb.Server]("created", lambda server: time_text(server.created), wide=True),
+        Column[pb.Server]("updated", lambda server: time_text(server.updated), wide=True),
+        Column[pb.Server]("etag", lambda server: server.etag, wide=True),
+    ]
+    return Kind(columns=columns, name=lambda server: server.id, data=data_of)
+
+
+def agents() -> Kind[pb.Agent]:
+    """Return how agents are shown."""
+    columns = [
+        Column[pb.Agent]("id", lambda agent: agent.id),
+        Column[pb.Agent]("connected", lambda agent: "yes" if agent.connected else "no"),
+        Column[pb.Agent]("applied", lambda agent: str(agent.applied_revision)),
+        Column[pb.Agent]("pending", lambda agent: str(agent.pending_revisions)),
+        Column[pb.Agent]("servers", lambda agent: str(agent.server_count)),
+        Column[pb.Agent](
+            "heard", lambda agent: f"{_duration_text(agent.staleness)} ago" if agent.HasField("staleness") else "never"
+        ),
+        Column[pb.Agent]("rejected", lambda agent: str(len(agent.rejected))),
+        Column[pb.Agent]("host", lambda agent: agent.host, wide=True),
+        Column[pb.Agent]("version", lambda agent: agent.version, wide=True),
+        Column[pb.Agent]("connected_since", lambda agent: time_text(agent.connected_since), wide=True),
+        Column[pb.Agent]("flows", lambda agent: str(agent.report.flows) if agent.HasField("report") else "", wide=True),
+        Column[pb.Agent]("denies", lambda agent: str(agent.report.denies) if agent.HasField("report") else "", wide=True),
+        Column[pb.Agent]("boot_id", lambda agent: agent.boot_id, wide=True),
+    ]
+    return Kind(columns=columns, name=lambda agent: agent.id, data=data_of)

@@ -1,0 +1,131 @@
+"""The entry point: global options, the table of commands, and the one place where errors become lines and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from secgroups.cli.errors import CliError
+from secgroups.cli.lazy import Lazy, LazyGroup
+from secgroups.cli.settings import CONTROLLER_DEFAULT, PROJECT_DEFAULT, TIMEOUT_DEFAULT_S, Settings
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+# What a shell reports for a program that was ended by SIGPIPE.
+EXIT_BROKEN_PIPE = 141
+
+COMMANDS = {
+    "group": Lazy("secgroups.cli.commands.group:command", "Security groups: create, list, show, set, delete."),
+    "rule": Lazy("secgroups.cli.commands.rule:command", "Rules of groups: add, list, show, set, delete, replace, presets."),
+    "server": Lazy("secgroups.cli.commands.server:command", "Servers: create, list, show, set, delete, rules."),
+    "attach": Lazy("secgroups.cli.commands.attachment:attach", "Attach groups to a server."),
+    "detach": Lazy("secgroups.cli.commands.attachment:detach", "Detach groups from a server."),
+    "check": Lazy("secgroups.cli.commands.flow:check", "Would a new flow pass? Exit status 0 yes, 1 no, 2 error."),
+    "explain": Lazy("secgroups.cli.commands.flow:explain", "The same with all grounds and the nearest rules."),
+    "apply": Lazy("secgroups.cli.commands.manifest:apply", "Make a project what a file says."),
+    "diff": Lazy("secgroups.cli.commands.manifest:diff", "Show what apply would change. Exit status 1 if anything."),
+    "export": Lazy("secgroups.cli.commands.manifest:export", "Write a project as such a file."),
+    "watch": Lazy("secgroups.cli.commands.watch:command", "Show what is allowed at a server, again whenever it changes."),
+    "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show."),
+    "replay": Lazy("secgroups.lab.replay:command", "Judge the packets of a capture file by a server's rules."),
+    "test": Lazy("secgroups.lab.cases.command:command", "Run scenario files."),
+    "dev": Lazy("secgroups.lab.dev:command", "Run a controller and agents here until interrupted."),
+    "completion": Lazy("secgroups.cli.commands.completion:command", "Print the completion script of a shell."),
+}
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("secgroups")
+    except PackageNotFoundError:
+        found = "(not installed)"
+    click.echo(f"sgctl {found}")
+    ctx.exit()
+
+
+@click.command(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    no_args_is_help=True,
+)
+@click.option(
+    "--controller",
+    envvar="SECGROUPS_CONTROLLER",
+    default=CONTROLLER_DEFAULT,
+    show_default=True,
+    show_envvar=True,
+    metavar="ADDR",
+    help="HOST:PORT or unix:PATH.",
+)
+@click.option(
+    "-p", "--project", envvar="SECGROUPS_PROJECT", default=PROJECT_DEFAULT, show_default=True, show_envvar=True, metavar="NAME"
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    envvar="SECGROUPS_TIMEOUT",
+    default=TIMEOUT_DEFAULT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for an answer.",
+)
+@click.option("--no-color", is_flag=True, help="No colours; so does the variable NO_COLOR.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
+@click.pass_context
+def cli(ctx: click.Context, controller: str, project: str, timeout_s: float, no_color: bool) -> None:
+    """Security groups: virtual firewalls of servers.
+
+    Groups, rules and servers are named by name or id everywhere. Exit status: 0 done, 1 the answer is no (check, diff), 2 error,
+    3 done but not in force on every agent in time (--wait).
+    """
+    chosen = ctx.get_parameter_source("project")
+    ctx.obj = Settings(
+        controller=controller,
+        project=project,
+        project_given=chosen is not None and chosen.name in ("COMMANDLINE", "ENVIRONMENT"),
+        timeout_s=timeout_s,
+        color=not (no_color or os.environ.get("NO_COLOR")),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run sgctl with ``arguments`` (default: the process's) and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run sgctl and return its exit status. Errors are lines on stderr."""
+    try:
+        status = cli.main(arguments, prog_name="sgctl", complete_var="_SGCTL_COMPLETE", standalone_mode=False)
+        sys.stdout.flush()
+    except CliError as error:
+        return _fail(error.message, error.details, error.exit_code)
+    except click.UsageError as error:
+        if error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+        return _fail(error.format_message())
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Else the interpreter complains when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, details: Sequence[str] = (), status: int = EXIT_ERROR) -> int:
+    click.echo(f"error: {message}", err=True)
+    for line in details:
+        click.echo(f"  {line}", err=True)
+    return status

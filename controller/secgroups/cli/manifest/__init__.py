@@ -1,0 +1,1 @@
+"""Files that say what a project shall be: read, compared with what is, applied, written."""
