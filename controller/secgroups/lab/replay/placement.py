@@ -1,0 +1,71 @@
+"""Which way a recorded packet goes, seen from one server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+
+from secgroups.agent.flow import Address, Direction, Packet
+from secgroups.lab.replay.capture import Frame
+from secgroups.lab.replay.decode import Opened, UnreadableError, open_frame, read_packet
+
+# A capture with more senders than this on its links teaches nothing about hardware addresses beyond the first ones.
+HARDWARE_MAX = 65_536
+
+_BROADCAST = IPv4Address("255.255.255.255")
+
+
+def find_own_hardware(frames: Iterable[Frame], addresses: frozenset[Address]) -> frozenset[bytes]:
+    """Return the hardware addresses that send for the server and for nobody else: one that sends for others too is a router's.
+
+    Raises ``UnknownLinkError`` for frames that can't be read at all.
+    """
+    own: set[bytes] = set()
+    others: set[bytes] = set()
+    for frame in frames:
+        try:
+            opened = open_frame(frame.link_type, frame.data)
+            if not opened.version or not opened.source_hardware:
+                continue
+            source = read_packet(opened).source
+        except UnreadableError:
+            continue
+        if source in addresses:
+            senders = own
+        elif source.is_unspecified or source.is_link_local:
+            continue
+        else:
+            senders = others
+        if len(senders) < HARDWARE_MAX:
+            senders.add(opened.source_hardware)
+    return frozenset(own - others)
+
+
+class Placement:
+    """Tells the direction of packets from the server's ``addresses`` and, where those don't tell, from its ``own_hardware``."""
+
+    def __init__(self, addresses: frozenset[Address], own_hardware: frozenset[bytes]) -> None:
+        self._addresses = addresses
+        self._own_hardware = own_hardware
+
+    def find_direction(self, packet: Packet, opened: Opened) -> Direction | None:
+        """Return the direction of ``packet``, None if it neither comes from the server nor goes to it.
+
+        From the server to itself is egress. What is for many is ingress unless the server sent it. A packet without a source of
+        its own (address detection, DHCP) or with a link-local one is the server's if its hardware address is.
+        """
+        if packet.source in self._addresses:
+            return Direction.EGRESS
+        if packet.destination in self._addresses:
+            return Direction.INGRESS
+        for_many = packet.destination.is_multicast or packet.destination == _BROADCAST
+        if for_many or packet.source.is_unspecified or packet.source.is_link_local:
+            if opened.source_hardware in self._own_hardware:
+                return Direction.EGRESS
+            if for_many or opened.destination_hardware in self._own_hardware:
+                return Direction.INGRESS
+        return None
+
+    def guess_direction(self, opened: Opened) -> Direction:
+        """Return the direction of a packet that is not the server's, as if it had passed its wire."""
+        return Direction.EGRESS if opened.source_hardware in self._own_hardware else Direction.INGRESS

@@ -1,0 +1,137 @@
+"""A real controller and real agents as processes of their own, on loopback, for the demo, ``sgctl dev`` and system tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+
+
+class StackError(Exception):
+    """A process did not start or died; the message holds the end of what it said."""
+
+
+@dataclass
+class Process:
+    """One process of ours. ``address`` is where it answers, known once it is ready; ``log_file`` holds what it says."""
+
+    name: str
+    arguments: list[str]
+    ready_file: Path
+    log_file: Path
+    address: str = ""
+    admin_address: str = ""
+    popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start it and wait until it serves. StackError if it does not within ``START_TIMEOUT_S``."""
+        self.ready_file.unlink(missing_ok=True)
+        with self.log_file.open("ab") as log:
+            command = [sys.executable, "-m", *self.arguments, "--ready-file", str(self.ready_file)]
+            self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.ready_file.exists():
+            if self.popen.poll() is not None:
+                raise StackError(f"{self.name} ended with {self.popen.returncode}: {self.last_words()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise StackError(f"{self.name} was not ready within {START_TIMEOUT_S:.0f} s: {self.last_words()}")
+            time.sleep(0.02)
+        ready = json.loads(self.ready_file.read_text())
+        self.address = ready["address"]
+        self.admin_address = ready.get("admin_address", "")
+
+    def last_words(self) -> str:
+        """Return the last lines of its log."""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-5:])
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.popen is not None and self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+
+    def stop(self) -> None:
+        """Ask it to end, insist after ``STOP_TIMEOUT_S``."""
+        if self.popen is None or self.popen.poll() is not None:
+            return
+        self.popen.send_signal(signal.SIGTERM)
+        try:
+            self.popen.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+class Stack:
+    """A controller with its own database in ``folder`` and an agent for each of ``agent_ids``; a context manager that stops all.
+
+    ``listen`` is the controller's address; port 0 takes a free one.
+    """
+
+    def __init__(self, folder: Path, agent_ids: Sequence[str], *, listen: str = "127.0.0.1:0") -> None:
+        self._folder = folder
+        self._agent_ids = agent_ids
+        data = folder / "controller"
+        data.mkdir(parents=True, exist_ok=True)
+        arguments = ["secgroups.controller", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--data-dir", str(data)]
+        self.controller = self._process("controller", arguments)
+        self.agents: dict[str, Process] = {}
+
+    def start(self) -> None:
+        """Start the controller, then the agents. StackError if one does not start; those that did are stopped."""
+        try:
+            self.controller.start()
+            for agent_id in self._agent_ids:
+                self.start_agent(agent_id)
+        except StackError:
+            self.stop()
+            raise
+
+    def start_agent(self, agent_id: str) -> Process:
+        """Start one more agent."""
+        state = self._folder / agent_id
+        state.mkdir(exist_ok=True)
+        own = ["--agent-id", agent_id, "--state-dir", str(state)]
+        agent = self._process(
+            agent_id, ["secgroups.agent", *own, "--controller", self.controller.address, "--listen", "127.0.0.1:0"]
+        )
+        agent.start()
+        self.agents[agent_id] = agent
+        return agent
+
+    def stop(self) -> None:
+        """Stop every process that runs."""
+        for agent in self.agents.values():
+            agent.stop()
+        self.controller.stop()
+
+    def _process(self, name: str, arguments: list[str]) -> Process:
+        return Process(
+            name=name,
+            arguments=arguments,
+            ready_file=self._folder / f"{name}.ready",
+            log_file=self._folder / f"{name}.log",
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def environment_of(stack: Stack, project: str) -> dict[str, str]:
+    """Return the variables that point ``sgctl`` at ``stack``, on top of those of this process."""
+    return {**os.environ, "SECGROUPS_CONTROLLER": stack.controller.address, "SECGROUPS_PROJECT": project}
