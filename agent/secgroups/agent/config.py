@@ -6,12 +6,14 @@ A flag ``--flows-max`` is ``SECGROUPS_AGENT_FLOWS_MAX`` in the environment and `
 from __future__ import annotations
 
 import argparse
+import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.settings import EngineSettings
@@ -68,8 +70,13 @@ class AgentConfig:
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> AgentConfig:
-    """Return the settings. ConfigError if they can't work; SystemExit for ``--help`` and flags that don't exist."""
-    flags = vars(_parser().parse_args(arguments))
+    """Return the settings. ConfigError if they can't work or a flag does not exist; SystemExit for ``--help`` and ``--version``."""
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        given = unknown[0].partition("=")[0]
+        raise ConfigError(f"argument {given} is not known{_nearest(given, parser.flags)}")
+    flags = vars(namespace)
     file = flags.pop("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG", "")
     values = _from_file(Path(file)) if file else {}
     values |= _from_environment(environment)
@@ -77,10 +84,22 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Age
     return AgentConfig(**values)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Tell a mistake in the way of all others: one line, without the usage."""
+        raise ConfigError(message)
+
+    @property
+    def flags(self) -> list[str]:
+        """All flags there are."""
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="secgroups-agent", description="Enforce security groups for the servers of one machine.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('secgroups')}")
     parser.add_argument("--config", metavar="FILE.toml", help="file with settings")
     for each in fields(AgentConfig):
         flag = "--" + each.name.replace("_", "-")
@@ -99,7 +118,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENVIRONMENT_PREFIX) or name == f"{ENVIRONMENT_PREFIX}CONFIG":
             continue
         if name not in known:
-            raise ConfigError(f"environment variable {name} is not known")
+            raise ConfigError(f"environment variable {name} is not known{_nearest(name, known)}")
         each = known[name]
         try:
             values[each.name] = _TRUTH[text.lower()] if isinstance(each.default, bool) else _parsed(type(each.default), text)
@@ -122,13 +141,18 @@ def _from_file(file: Path) -> dict[str, Any]:
     kinds = {each.name: type(each.default) for each in fields(AgentConfig)}
     for name, value in found.items():
         if name not in kinds:
-            raise ConfigError(f"config file {file}: unknown key {name}; known are {', '.join(sorted(kinds))}")
+            raise ConfigError(f"config file {file}: unknown key {name}{_nearest(name, kinds)}")
         kind = kinds[name]
         if kind is float and type(value) is int:
             found[name] = float(value)
         elif type(value) is not kind:
             raise ConfigError(f"config file {file}: {name} is {value!r}, not a {kind.__name__}")
     return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def _check_id(agent_id: str) -> None:
