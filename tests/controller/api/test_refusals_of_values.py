@@ -247,7 +247,7 @@ def test_a_flow_that_can_not_be_is_refused_with_its_field(stocked: Api, fields: 
 
 
 def test_of_two_remotes_the_wire_carries_one(api: Api) -> None:
-    # A oneof can't hold two; JSON with two is refused by the client that reads it (tests/system/test_grpcurl.py).
+    # A oneof can't hold two: the last one set counts. sgctl refuses two (tests/controller/cli/test_rule_words.py).
     group_id = api.group("web")
     spec = rule(cidr="10.0.0.0/8") | ANYWHERE
     assert api.call("CreateRule", group_id=group_id, rule=spec).rule.spec.WhichOneof("remote") in {"cidr", "anywhere"}
