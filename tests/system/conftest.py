@@ -1,0 +1,32 @@
+"""Whole systems: a controller and agents as processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from running_system import System
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., System]]:
+    """Start a controller and the agents that are named; they speak and reconnect often, and are stopped at the end."""
+    monkeypatch.setenv("SECGROUPS_CONTROLLER_HEARTBEAT_S", "0.5")
+    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MIN_S", "0.05")
+    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MAX_S", "0.2")
+    started: list[System] = []
+
+    def start(*agent_ids: str) -> System:
+        made = System(tmp_path, agent_ids)
+        started.append(made)
+        made.start()
+        return made
+
+    yield start
+    for each in started:
+        each.stop()

@@ -1,0 +1,145 @@
+"""A controller on a Unix socket, so that it comes back where it was, its agents, and short ways to ask them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from secgroups.lab.stack import Stack
+from secgroups.v1 import agent_service_pb2 as agents_pb
+from secgroups.v1 import attachment_service_pb2 as attachments_pb
+from secgroups.v1 import group_service_pb2 as groups_pb
+from secgroups.v1 import rule_service_pb2 as rules_pb
+from secgroups.v1 import ruleset_service_pb2 as rulesets_pb
+from secgroups.v1 import server_service_pb2 as servers_pb
+from secgroups.v1 import types_pb2 as types
+from secgroups.v1 import verdict_service_pb2 as verdicts_pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
+from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
+from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
+from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
+from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
+from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
+from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
+
+PROJECT = "p"
+TIMEOUT_S = 30.0
+STRANGER = "198.51.100.7"
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for a condition; AssertionError if it does not come within ``TIMEOUT_S``."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S:.0f} s"
+        time.sleep(0.02)
+
+
+class System:
+    """Processes in ``folder``. Every call is made anew, as the controller comes and goes."""
+
+    def __init__(self, folder: Path, agent_ids: Sequence[str]) -> None:
+        self.folder = folder
+        self.stack = Stack(folder, agent_ids, listen=f"unix:{folder}/api.sock")
+        self._source_ports = count(40_000)
+
+    def start(self) -> None:
+        self.stack.start()
+
+    def stop(self) -> None:
+        self.stack.stop()
+
+    def ask(self, stub: Callable[[grpc.Channel], Any], method: str, request: Any, address: str = "") -> Any:
+        with grpc.insecure_channel(address or self.stack.controller.address) as channel:
+            return getattr(stub(channel), method)(request, timeout=TIMEOUT_S)
+
+    # Changes; each answers the revision or the id.
+
+    def group(self, name: str, *ports: int) -> str:
+        """Make a group that allows TCP from anywhere to ``ports``; return its id."""
+        made = self.ask(GroupServiceStub, "CreateGroup", groups_pb.CreateGroupRequest(project=PROJECT, name=name)).group
+        for port in ports:
+            self.rule(made.id, port)
+        return str(made.id)
+
+    def rule(self, group_id: str, port: int) -> str:
+        spec = types.RuleSpec(
+            direction=types.DIRECTION_INGRESS,
+            protocol=types.PROTOCOL_TCP,
+            ports=types.PortRange(first=port),
+            anywhere=types.Anywhere(),
+        )
+        request = rules_pb.CreateRuleRequest(project=PROJECT, group_id=group_id, rule=spec)
+        return str(self.ask(RuleServiceStub, "CreateRule", request).rule.id)
+
+    def delete_rule(self, rule_id: str) -> int:
+        request = rules_pb.DeleteRuleRequest(project=PROJECT, id=rule_id)
+        return int(self.ask(RuleServiceStub, "DeleteRule", request).revision)
+
+    def server(self, server_id: str, address: str, agent_id: str, *group_ids: str) -> int:
+        request = servers_pb.CreateServerRequest(
+            project=PROJECT, id=server_id, addresses=[address], agent_id=agent_id, group_ids=group_ids
+        )
+        return int(self.ask(ServerServiceStub, "CreateServer", request).revision)
+
+    def move(self, server_id: str, agent_id: str) -> int:
+        request = servers_pb.UpdateServerRequest(project=PROJECT, id=server_id, agent_id=agent_id)
+        request.update_mask.paths.append("agent_id")
+        return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
+
+    def attach(self, server_id: str, group_id: str) -> int:
+        request = attachments_pb.AttachGroupRequest(project=PROJECT, server_id=server_id, group_id=group_id)
+        return int(self.ask(AttachmentServiceStub, "AttachGroup", request).revision)
+
+    # Questions.
+
+    def revision(self) -> int:
+        return int(self.ask(AgentServiceStub, "ListAgents", agents_pb.ListAgentsRequest()).revision)
+
+    def agent(self, agent_id: str) -> agents_pb.Agent:
+        found = self.ask(AgentServiceStub, "GetAgent", agents_pb.GetAgentRequest(id=agent_id)).agent
+        assert isinstance(found, agents_pb.Agent)
+        return found
+
+    def wait_in_force(self, revision: int = 0, timeout_s: float = TIMEOUT_S) -> rulesets_pb.WaitForRevisionResponse:
+        request = rulesets_pb.WaitForRevisionRequest(revision=revision or self.revision())
+        request.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        answer = self.ask(RulesetServiceStub, "WaitForRevision", request)
+        assert isinstance(answer, rulesets_pb.WaitForRevisionResponse)
+        return answer
+
+    def decide(self, agent_id: str, server_id: str, address: str, port: int, source_port: int = 0, flags: str = "SYN") -> str:
+        """Return the reason of the verdict for a TCP packet from ``STRANGER``, of a new connection unless a port is given."""
+        source_port = source_port or next(self._source_ports)
+        packet = verdicts_pb.Packet(
+            server=f"{PROJECT}/{server_id}",
+            direction=types.DIRECTION_INGRESS,
+            source=STRANGER,
+            destination=address,
+            protocol=types.PROTOCOL_TCP,
+            source_port=source_port,
+            destination_port=port,
+            tcp_flags=[verdicts_pb.TcpFlag.Value(f"TCP_FLAG_{flag}") for flag in flags.split(",")],
+        )
+        if flags == "SYN,ACK":
+            packet.direction = types.DIRECTION_EGRESS
+            packet.source, packet.destination = packet.destination, packet.source
+            packet.source_port, packet.destination_port = packet.destination_port, packet.source_port
+        answer = self.ask(
+            VerdictServiceStub, "Decide", verdicts_pb.DecideRequest(packet=packet), self.stack.agents[agent_id].address
+        )
+        return types.Reason.Name(answer.reason).removeprefix("REASON_")
+
+    def log(self, name: str) -> list[dict[str, Any]]:
+        """Return the events that a process has logged."""
+        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def logged(self, name: str, event: str) -> list[dict[str, Any]]:
+        return [each for each in self.log(name) if each["event"] == event]
