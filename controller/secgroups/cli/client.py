@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Protocol, Self, TypeVar, cast
 
 import grpc
 
-from secgroups.cli.errors import UnreachableError
+from secgroups.cli.errors import CliError, UnreachableError, shown
 from secgroups.cli.statuses import refusal
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
@@ -24,6 +25,9 @@ RETRY_PAUSES_S = (0.1, 0.3, 0.9)
 PAGE_SIZE = 1000
 # An effective ruleset with large remote groups is longer than gRPC's 4 MiB.
 MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+
+# What gRPC makes of anything else ranges from a name to look up to a line of its own on stderr.
+ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:.+", re.ASCII)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -43,9 +47,14 @@ PageResponse = TypeVar("PageResponse", bound=_Page)
 
 
 class Connection:
-    """A plain-text channel to ``address`` (``HOST:PORT`` or ``unix:PATH``); ``who`` names the other side in messages."""
+    """A plain-text channel to ``address`` (``HOST:PORT`` or ``unix:PATH``); ``who`` names the other side in messages.
+
+    CliError if the address is none.
+    """
 
     def __init__(self, address: str, who: str, timeout_s: float, *, pause: Callable[[float], None] = time.sleep) -> None:
+        if not ADDRESS.fullmatch(address):
+            raise CliError(f"{who} address {shown(address)} is none; it is HOST:PORT, [IPV6]:PORT or unix:PATH")
         self.address = address
         self.timeout_s = timeout_s
         self._who = f"{who} {address}"

@@ -16,6 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN_CHARACTERS_MAX = 64
+
+
+def shown(text: str) -> str:
+    """Return a value for a message, in quotes, what is long shortened."""
+    return repr(text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[: SHOWN_CHARACTERS_MAX - 3]}...")
+
 
 class CliError(Exception):
     """The command failed; ``details`` are further lines, without indentation."""

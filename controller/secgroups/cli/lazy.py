@@ -18,6 +18,10 @@ class Lazy(NamedTuple):
     summary: str
 
 
+class ClosedPipeError(Exception):
+    """Nobody reads what is printed any more. Not BrokenPipeError: click would make its own exit of that."""
+
+
 class LazyGroup(click.Group):
     """Its help and its completion come from the summaries, so that neither imports a command."""
 
@@ -40,6 +44,13 @@ class LazyGroup(click.Group):
             raise CliError(f"command {cmd_name} is not part of this installation: {error}") from error
         assert isinstance(command, click.Command), f"{module}:{attribute} is no command"  # noqa: S101
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. ClosedPipeError if its output is not wanted."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ClosedPipeError from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands."""

@@ -17,9 +17,9 @@ def get_group(client: Client, wanted: str) -> pb.Group:
     """Return the group of that id, else of that name; any spelling of default finds the default group. NotFoundError if none."""
     if not wanted:
         raise CliError("the name of a group is empty")
-    if _UUID.fullmatch(wanted):
+    if _UUID.fullmatch(wanted.lower()):
         try:
-            return client.call(client.groups.GetGroup, pb.GetGroupRequest(project=client.project, id=wanted)).group
+            return client.call(client.groups.GetGroup, pb.GetGroupRequest(project=client.project, id=wanted.lower())).group
         except CallError as error:
             if error.code != "NOT_FOUND":
                 raise

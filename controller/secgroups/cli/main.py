@@ -8,14 +8,18 @@ from collections.abc import Sequence
 
 import click
 
-from secgroups.cli.errors import CliError
-from secgroups.cli.lazy import Lazy, LazyGroup
-from secgroups.cli.settings import CONTROLLER_DEFAULT, PROJECT_DEFAULT, TIMEOUT_DEFAULT_S, Settings
+from secgroups.cli.errors import CliError, shown
+from secgroups.cli.lazy import ClosedPipeError, Lazy, LazyGroup
+from secgroups.cli.seconds import Seconds
+from secgroups.cli.settings import CONTROLLER_DEFAULT, PROJECT_DEFAULT, TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S, Settings
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 # What a shell reports for a program that was ended by SIGPIPE.
 EXIT_BROKEN_PIPE = 141
+COMPLETE_VARIABLE = "_SGCTL_COMPLETE"
+# Before click 8.2 a command without arguments printed its help by itself.
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 COMMANDS = {
     "group": Lazy("secgroups.cli.commands.group:command", "Security groups: create, list, show, set, delete."),
@@ -71,7 +75,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(TIMEOUT_MAX_S, min_open=True),
     envvar="SECGROUPS_TIMEOUT",
     default=TIMEOUT_DEFAULT_S,
     show_default=True,
@@ -105,10 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run sgctl and return its exit status. Errors are lines on stderr."""
     try:
-        status = cli.main(arguments, prog_name="sgctl", complete_var="_SGCTL_COMPLETE", standalone_mode=False)
+        if COMPLETE_VARIABLE in os.environ:
+            from secgroups.cli import shells  # noqa: F401 - registers what the scripts of sgctl completion call
+
+        status = cli.main(arguments, prog_name="sgctl", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
         sys.stdout.flush()
     except CliError as error:
         return _fail(error.message, error.details, error.exit_code)
+    except _NO_ARGUMENTS as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_ERROR
     except click.UsageError as error:
         if error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
@@ -117,7 +127,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except UnicodeEncodeError as error:
+        # Bytes that are no text come in as lone surrogates; no message can hold them.
+        return _fail(f"{shown(error.object)} is not valid UTF-8")
+    except (BrokenPipeError, ClosedPipeError):
         # Else the interpreter complains when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE

@@ -32,7 +32,8 @@ def _offers(find: Callable[[Client], Found]) -> Complete:
         options = ctx.find_root().params
         try:
             with Client(options["controller"], options["project"], TIMEOUT_S) as client:
-                return [CompletionItem(name, help=help_) for name, help_ in find(client) if name.startswith(incomplete)]
+                found = [(name, help_) for name, help_ in find(client) if name.startswith(incomplete)]
+                return [CompletionItem(name, help=" ".join(help_.split())) for name, help_ in found]
         except CliError:
             return []
 
@@ -54,13 +55,9 @@ def _rules(client: Client) -> Found:
     from secgroups.cli.rule_messages import draft_of
 
     listed = client.call_once(client.rules.ListRules, pb.ListRulesRequest(project=client.project, page_size=OFFERED_MAX)).rules
-    names = {group_id: group for group, group_id in _group_ids(client)}
-    return ((rule.id, f"{names.get(rule.group_id, rule.group_id)}: {draft_of(rule.spec, names).text}") for rule in listed)
-
-
-def _group_ids(client: Client) -> Found:
     request = pb.ListGroupsRequest(project=client.project, page_size=OFFERED_MAX)
-    return ((group.name, group.id) for group in client.call_once(client.groups.ListGroups, request).groups)
+    names = {group.id: group.name for group in client.call_once(client.groups.ListGroups, request).groups}
+    return ((rule.id, f"{names.get(rule.group_id, rule.group_id)}: {draft_of(rule.spec, names).text}") for rule in listed)
 
 
 def _agents(client: Client) -> Found:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from secgroups.cli.output import FORMS, View
+from secgroups.cli.seconds import Seconds
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -55,7 +56,7 @@ def change_options(command: Command) -> Command:
     @click.option(
         "--wait-timeout",
         "wait_timeout_s",
-        type=click.FloatRange(0, WAIT_MAX_S),
+        type=Seconds(WAIT_MAX_S),
         default=WAIT_DEFAULT_S,
         show_default=True,
         metavar="SECONDS",

@@ -111,7 +111,7 @@ def print_one(item: T, kind: Kind[T], view: View) -> None:
     else:
         width = max(len(column.key) for column in columns)
         for column in columns:
-            click.echo(f"{column.key:<{width}}  {column.text(item)}".rstrip())
+            click.echo(f"{column.key:<{width}}  {_one_line(column.text(item))}".rstrip())
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], view: View) -> None:

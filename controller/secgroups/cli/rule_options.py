@@ -19,6 +19,7 @@ from secgroups.cli.drafts import (
     parse_protocol,
 )
 from secgroups.cli.errors import FieldError
+from secgroups.cli.name_completion import complete_groups, complete_presets
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -99,7 +100,13 @@ class RuleWords:
 def rule_options(command: Command) -> Command:
     """Add the options that spell rules; the command gets them as ``words``."""
 
-    @click.option("--preset", "presets", multiple=True, help="A named shorthand, for example ssh; see sgctl rule presets.")
+    @click.option(
+        "--preset",
+        "presets",
+        multiple=True,
+        shell_complete=complete_presets,
+        help="A named shorthand, for example ssh; see sgctl rule presets.",
+    )
     @click.option("--ingress", "direction", flag_value="ingress", default="ingress", help="Towards the server (the default).")
     @click.option("--egress", "direction", flag_value="egress", help="From the server.")
     @click.option("--protocol", metavar="tcp|udp|icmp|any|NUMBER")
@@ -107,7 +114,14 @@ def rule_options(command: Command) -> Command:
     @click.option("--icmp-type", metavar="N")
     @click.option("--icmp-code", metavar="N")
     @click.option("--remote-ip", "remote_ips", multiple=True, metavar="CIDR", help="Addresses of the other side; repeatable.")
-    @click.option("--remote-group", "remote_groups", multiple=True, metavar="GROUP", help="Servers of a group; repeatable.")
+    @click.option(
+        "--remote-group",
+        "remote_groups",
+        multiple=True,
+        metavar="GROUP",
+        shell_complete=complete_groups,
+        help="Servers of a group; repeatable.",
+    )
     @click.option("--remote-any", is_flag=True, help="Anybody, IPv4 and IPv6.")
     @click.option("--description", default="", help="For people, at most 512 characters.")
     @functools.wraps(command)

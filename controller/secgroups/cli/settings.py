@@ -12,6 +12,7 @@ CONTROLLER_DEFAULT = "127.0.0.1:7700"
 AGENT_DEFAULT = "127.0.0.1:7710"
 PROJECT_DEFAULT = "default"
 TIMEOUT_DEFAULT_S = 10.0
+TIMEOUT_MAX_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 
 from secgroups.cli.errors import CallError, UnreachableError
+
+# Of what something is said, and what.
+Facts = Iterator[tuple[str, str]]
 
 
 def refusal(call: grpc.Call, who: str, timeout_s: float) -> CallError:
@@ -61,44 +65,41 @@ def _with_code(message: str, code: grpc.StatusCode, details: list[Any]) -> str:
 def _lines(message: str, details: list[Any]) -> Iterator[str]:
     """Yield a line for each thing that the details name and the message does not."""
     for detail in details:
-        for line in _DETAIL_LINES.get(detail.DESCRIPTOR.name, _no_lines)(detail):
-            if line not in message:
-                yield line
+        for subject, said in _FACTS.get(detail.DESCRIPTOR.name, _no_facts)(detail):
+            if not _is_told(said or subject, message):
+                yield ": ".join(part for part in (subject, said) if part)
 
 
-def _bad_request(detail: Any) -> Iterator[str]:
-    for violation in detail.field_violations:
-        yield f"{violation.field}: {violation.description}" if violation.field else violation.description
+def _is_told(fact: str, message: str) -> bool:
+    """True if ``fact`` stands in ``message``, or each part of a reference like server/w1 does."""
+    words = [fact] if fact in message else fact.split("/")
+    return all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message) for word in words)
 
 
-def _precondition(detail: Any) -> Iterator[str]:
-    for violation in detail.violations:
-        yield ": ".join(part for part in (violation.subject, violation.description) if part)
+def _bad_request(detail: Any) -> Facts:
+    return ((violation.field, violation.description) for violation in detail.field_violations)
 
 
-def _quota(detail: Any) -> Iterator[str]:
-    for violation in detail.violations:
-        yield ": ".join(part for part in (violation.subject, violation.description) if part)
+def _subjects(detail: Any) -> Facts:
+    return ((violation.subject, violation.description) for violation in detail.violations)
 
 
-def _resource(detail: Any) -> Iterator[str]:
-    name = " ".join(part for part in (detail.resource_type, detail.resource_name) if part)
-    yield ": ".join(part for part in (name, detail.description) if part)
+def _resource(detail: Any) -> Facts:
+    yield " ".join(part for part in (detail.resource_type, detail.resource_name) if part), detail.description
 
 
-def _info(detail: Any) -> Iterator[str]:
-    for key in sorted(detail.metadata):
-        yield f"{key}: {detail.metadata[key]}"
+def _info(detail: Any) -> Facts:
+    return ((key, detail.metadata[key]) for key in sorted(detail.metadata))
 
 
-def _no_lines(detail: Any) -> Iterator[str]:
+def _no_facts(detail: Any) -> Facts:
     return iter(())
 
 
-_DETAIL_LINES = {
+_FACTS = {
     "BadRequest": _bad_request,
-    "PreconditionFailure": _precondition,
-    "QuotaFailure": _quota,
+    "PreconditionFailure": _subjects,
+    "QuotaFailure": _subjects,
     "ResourceInfo": _resource,
     "ErrorInfo": _info,
 }

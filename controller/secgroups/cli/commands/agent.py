@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.name_completion import complete_agents
 from secgroups.cli.options import list_options
 from secgroups.cli.output import View, print_list, print_one, print_table
 
@@ -32,7 +33,7 @@ def list_(settings: Settings, view: View) -> None:
 
 
 @command.command()
-@click.argument("agent_id", metavar="ID")
+@click.argument("agent_id", metavar="ID", shell_complete=complete_agents)
 @list_options
 @click.pass_obj
 def show(settings: Settings, agent_id: str, view: View) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.name_completion import complete_groups, complete_servers
 from secgroups.cli.options import ChangeOptions, change_options
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("server")
-@click.argument("groups", nargs=-1, required=True, metavar="GROUP...")
+@click.argument("server", shell_complete=complete_servers)
+@click.argument("groups", nargs=-1, required=True, metavar="GROUP...", shell_complete=complete_groups)
 @change_options
 @click.pass_obj
 def attach(settings: Settings, server: str, groups: tuple[str, ...], how: ChangeOptions) -> None:
@@ -45,8 +46,8 @@ def attach(settings: Settings, server: str, groups: tuple[str, ...], how: Change
 
 
 @click.command()
-@click.argument("server")
-@click.argument("groups", nargs=-1, required=True, metavar="GROUP...")
+@click.argument("server", shell_complete=complete_servers)
+@click.argument("groups", nargs=-1, required=True, metavar="GROUP...", shell_complete=complete_groups)
 @change_options
 @click.pass_obj
 def detach(settings: Settings, server: str, groups: tuple[str, ...], how: ChangeOptions) -> None:

@@ -17,10 +17,11 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from secgroups.cli.main import cli
+    from secgroups.cli import shells  # noqa: F401 - registers its classes
+    from secgroups.cli.main import COMPLETE_VARIABLE, cli
 
     completion = get_completion_class(shell)
     assert completion is not None, f"click can't complete for {shell}"  # noqa: S101
     # The template, not source(): that one starts the shell to ask for its version.
-    complete = completion(cli, {}, "sgctl", "_SGCTL_COMPLETE")
+    complete = completion(cli, {}, "sgctl", COMPLETE_VARIABLE)
     click.echo(complete.source_template % complete.source_vars())

@@ -12,6 +12,7 @@ import click
 from secgroups.cli import pb
 from secgroups.cli.drafts import parse_octet, parse_port, parse_protocol
 from secgroups.cli.errors import FieldError
+from secgroups.cli.name_completion import complete_servers
 from secgroups.cli.output import data_of, print_data
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ EXIT_DENIED = 1
 def _flow_options(command: Command) -> Command:
     """Add the options that name a flow; the command gets them as ``question``, without project and ends."""
 
-    @click.option("--from", "source", required=True, metavar="SERVER|ADDRESS", help="Where it comes from.")
-    @click.option("--to", "destination", required=True, metavar="SERVER|ADDRESS", help="Where it goes to.")
+    @click.option(
+        "--from", "source", required=True, metavar="SERVER|ADDRESS", shell_complete=complete_servers, help="Where it comes from."
+    )
+    @click.option(
+        "--to", "destination", required=True, metavar="SERVER|ADDRESS", shell_complete=complete_servers, help="Where it goes to."
+    )
     @click.option("--protocol", required=True, metavar="tcp|udp|icmp|NUMBER")
     @click.option("--port", metavar="PORT", help="Destination port, for tcp, udp and sctp.")
     @click.option("--icmp-type", metavar="N", help="For icmp; echo request unless said.")

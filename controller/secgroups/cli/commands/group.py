@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.name_completion import complete_groups
 from secgroups.cli.options import ChangeOptions, change_options, list_options
 from secgroups.cli.output import View, print_list, print_one, print_table
 
@@ -53,7 +54,7 @@ def list_(settings: Settings, view: View) -> None:
 
 
 @command.command()
-@click.argument("group")
+@click.argument("group", shell_complete=complete_groups)
 @list_options
 @click.pass_obj
 def show(settings: Settings, group: str, view: View) -> None:
@@ -77,7 +78,7 @@ def show(settings: Settings, group: str, view: View) -> None:
 
 
 @command.command("set")
-@click.argument("group")
+@click.argument("group", shell_complete=complete_groups)
 @click.option("--name", help="New name.")
 @click.option("--description", help="New description.")
 @change_options
@@ -109,7 +110,7 @@ def set_(settings: Settings, group: str, name: str | None, description: str | No
 
 
 @command.command()
-@click.argument("group")
+@click.argument("group", shell_complete=complete_groups)
 @change_options
 @click.pass_obj
 def delete(settings: Settings, group: str, how: ChangeOptions) -> None:

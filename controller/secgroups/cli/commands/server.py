@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.name_completion import complete_agents, complete_groups, complete_servers
 from secgroups.cli.options import ChangeOptions, change_options, list_options
 from secgroups.cli.output import View, print_data, print_list, print_one, print_table
 
@@ -23,8 +24,16 @@ def command() -> None:
 @click.argument("server_id", metavar="ID")
 @click.option("--address", "addresses", multiple=True, required=True, help="An address of the server; repeatable.")
 @click.option("--name", default="", help="For people; need not be unique.")
-@click.option("--agent", "agent_id", default="", help="Id of the agent that guards it; may be given later.")
-@click.option("--group", "groups", multiple=True, help="A group to attach it to; repeatable. None: the default group.")
+@click.option(
+    "--agent", "agent_id", shell_complete=complete_agents, default="", help="Id of the agent that guards it; may be given later."
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    shell_complete=complete_groups,
+    help="A group to attach it to; repeatable. None: the default group.",
+)
 @change_options
 @click.pass_obj
 def create(
@@ -63,8 +72,8 @@ def create(
 @command.command("list")
 @click.option("--name", default="", help="Only servers of this name.")
 @click.option("--address", default="", help="Only the server that has this address.")
-@click.option("--agent", "agent_id", default="", help="Only servers of this agent.")
-@click.option("--group", default="", help="Only servers attached to this group.")
+@click.option("--agent", "agent_id", shell_complete=complete_agents, default="", help="Only servers of this agent.")
+@click.option("--group", default="", shell_complete=complete_groups, help="Only servers attached to this group.")
 @list_options
 @click.pass_obj
 def list_(settings: Settings, name: str, address: str, agent_id: str, group: str, view: View) -> None:
@@ -84,7 +93,7 @@ def list_(settings: Settings, name: str, address: str, agent_id: str, group: str
 
 
 @command.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_servers)
 @list_options
 @click.pass_obj
 def show(settings: Settings, server: str, view: View) -> None:
@@ -97,11 +106,11 @@ def show(settings: Settings, server: str, view: View) -> None:
 
 
 @command.command("set")
-@click.argument("server")
+@click.argument("server", shell_complete=complete_servers)
 @click.option("--name", help="New name.")
 @click.option("--address", "addresses", multiple=True, help="All addresses that it shall have; repeatable.")
-@click.option("--agent", "agent_id", help="The agent that shall guard it; empty for none.")
-@click.option("--group", "groups", multiple=True, help="All groups that it shall have; repeatable.")
+@click.option("--agent", "agent_id", shell_complete=complete_agents, help="The agent that shall guard it; empty for none.")
+@click.option("--group", "groups", multiple=True, shell_complete=complete_groups, help="All groups that it shall have; repeatable.")
 @change_options
 @click.pass_obj
 def set_(
@@ -140,7 +149,7 @@ def set_(
 
 
 @command.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_servers)
 @change_options
 @click.pass_obj
 def delete(settings: Settings, server: str, how: ChangeOptions) -> None:
@@ -156,7 +165,7 @@ def delete(settings: Settings, server: str, how: ChangeOptions) -> None:
 
 
 @command.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_servers)
 @list_options
 @click.pass_obj
 def rules(settings: Settings, server: str, view: View) -> None:
@@ -182,7 +191,7 @@ def rules(settings: Settings, server: str, view: View) -> None:
         print_data(data_of(ruleset), view.form)
         return
     print_list(ruleset.rules, kinds.effective_rules(ruleset), view)
-    if view.form in ("table", "wide") and ruleset.remote_groups:
+    if view.form in ("table", "wide") and not view.columns and ruleset.remote_groups:
         click.echo()
         members = [[group.name, ", ".join(group.addresses) or "nobody"] for group in ruleset.remote_groups]
         print_table(["remote_group", "addresses"], members, view)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.name_completion import complete_servers
 
 if TYPE_CHECKING:
     from secgroups.cli.client import Client
@@ -19,7 +20,7 @@ RECONNECT_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0)
 
 
 @click.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_servers)
 @click.option("--changes", "changes_max", type=click.IntRange(1), metavar="N", help="End after N changes; else until interrupted.")
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_obj
@@ -30,14 +31,18 @@ def command(settings: Settings, server: str, changes_max: int | None, form: str)
 
     Example: sgctl watch web-1
     """
-    from secgroups.cli.lookup import get_server
+    from secgroups.cli.lookup import get_server, group_names
 
     with settings.connect() as client:
         found = get_server(client, server)
         before: pb.EffectiveRuleset | None = None
+        names: dict[str, str] = {}
         changes = 0
         for after in rulesets(client, found.id):
-            lines = list(opening_lines(after) if before is None else change_lines(before, after))
+            names |= _names(after)
+            if not names.keys() >= set(after.server.group_ids):
+                names |= group_names(client)
+            lines = list(opening_lines(after, names) if before is None else change_lines(before, after, names))
             # A new revision may leave what is seen here as it was, for example a description.
             if lines:
                 _print(after, lines, form)
@@ -85,11 +90,11 @@ def _print(ruleset: pb.EffectiveRuleset, lines: Iterable[str], form: str) -> Non
         click.echo(f"  {line}")
 
 
-def opening_lines(ruleset: pb.EffectiveRuleset) -> Iterator[str]:
-    """Yield what a server is and allows."""
+def opening_lines(ruleset: pb.EffectiveRuleset, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield what a server is and allows; ``names`` has the names of groups by id."""
     server = ruleset.server
     yield f"server {server.id} at {', '.join(server.addresses)}, guarded by {server.agent_id or 'no agent'}"
-    yield from change_lines(pb.EffectiveRuleset(server=_without_groups(server)), ruleset)
+    yield from change_lines(pb.EffectiveRuleset(server=_without_groups(server)), ruleset, names)
 
 
 def _without_groups(server: pb.Server) -> pb.Server:
@@ -99,9 +104,11 @@ def _without_groups(server: pb.Server) -> pb.Server:
     return bare
 
 
-def change_lines(before: pb.EffectiveRuleset, after: pb.EffectiveRuleset) -> Iterator[str]:
-    """Yield a line for each thing that a server lost (``-``) or gained (``+``), members of remote groups included."""
-    names = {**_names(before), **_names(after)}
+def change_lines(before: pb.EffectiveRuleset, after: pb.EffectiveRuleset, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each thing that a server lost (``-``) or gained (``+``), members of remote groups included.
+
+    Things are told apart by their ids: a group that got another name is neither lost nor gained.
+    """
     if before.server.agent_id != after.server.agent_id:
         yield f"agent {before.server.agent_id or 'none'} -> {after.server.agent_id or 'none'}"
     yield from _signed("address {}", before.server.addresses, after.server.addresses)
@@ -119,10 +126,11 @@ def _signed(form: str, before: Iterable[str], after: Iterable[str]) -> Iterator[
     yield from (f"+ {form.format(item)}" for item in new if item not in old)
 
 
-def _rule_line(item: pb.EffectiveRule, names: dict[str, str]) -> str:
+def _rule_line(item: pb.EffectiveRule, names: Mapping[str, str]) -> str:
     from secgroups.cli.rule_messages import draft_of
 
-    return f"{draft_of(item.rule.spec, names).text}  ({item.group_name}, {item.rule.id})"
+    group = names.get(item.rule.group_id, item.group_name)
+    return f"{draft_of(item.rule.spec, names).text}  ({group}, {item.rule.id})"
 
 
 def _names(ruleset: pb.EffectiveRuleset) -> dict[str, str]:
