@@ -35,14 +35,19 @@ WAIT_MARGIN_S = 5.0
 NAMES_SHOWN_MAX = 10
 
 
-def report(client: Client, how: ChangeOptions, answer: Changed, said: Iterable[str], name: str) -> None:
-    """Print what a change did (``said`` for people) or, in a dry run, would do; then wait if asked to. LaggingError."""
+def report(client: Client, how: ChangeOptions, answer: Changed, said: Iterable[str], name: str, *, would: str = "") -> None:
+    """Print what a change did (``said`` for people) or, in a dry run, would do; then wait if asked to. LaggingError.
+
+    The preview of a dry run tells what servers gain and lose; ``would`` is what there is to say besides.
+    """
     if how.form in ("json", "yaml"):
         print_data(data_of(cast("Message", answer)), how.form)
     elif how.form == "name":
         click.echo(name)
     elif how.dry_run:
         click.echo("dry run, nothing was changed")
+        if would:
+            click.echo(f"would be: {would}")
         print_preview(client, answer.preview)
     else:
         for line in said:
@@ -51,11 +56,11 @@ def report(client: Client, how: ChangeOptions, answer: Changed, said: Iterable[s
         wait_in_force(client, how, [answer.revision])
 
 
-def warn(drafts: Iterable[RuleDraft]) -> None:
-    """Print a warning on stderr for each rule that opens a risky port to everybody."""
+def warn(drafts: Iterable[RuleDraft], group: str) -> None:
+    """Print a warning on stderr for each rule of a group that opens a risky port to everybody."""
     for draft in drafts:
         for risk in draft.risks():
-            click.echo(f"warning: {risk}", err=True)
+            click.echo(f"warning: group {group}: {risk}", err=True)
 
 
 def print_preview(client: Client, preview: pb.Preview) -> None:
@@ -84,24 +89,28 @@ def _counted(count: int, noun: str, names: Iterable[str]) -> str:
 def wait_in_force(client: Client, how: ChangeOptions, revisions: Iterable[int]) -> None:
     """Wait until every one of ``revisions`` is in force and say how long it took. LaggingError names who is late."""
     began_s = time.monotonic()
-    touched = 0
+    touched = changes = 0
     slowest_ms = None
     lagging: dict[str, pb.LaggingAgent] = {}
     for revision in sorted(set(revisions)):
         left_s = max(0.0, how.wait_timeout_s - (time.monotonic() - began_s))
         answer = _ask(client, revision, left_s)
         touched = max(touched, answer.agents_touched)
+        changes += answer.agents_touched > 0
         lagging.update((agent.agent_id, agent) for agent in answer.lagging)
         if answer.HasField("commit_to_in_force"):
             took_ms = answer.commit_to_in_force.ToNanoseconds() / 1e6
             slowest_ms = max(took_ms, slowest_ms or 0.0)
     waited_ms = (time.monotonic() - began_s) * 1000
+    waited = f"(waited {waited_ms:.1f} ms)"
     if lagging:
         late = [f"{agent.agent_id}: {agent.reason}" for _, agent in sorted(lagging.items())]
         raise LaggingError(f"changed, but not in force on {len(late)} of the agents after {waited_ms / 1000:.1f} s", late)
-    agents = "no agent is touched" if not touched else f"in force on {touched} agent{'' if touched == 1 else 's'}"
-    took = f", {slowest_ms:.1f} ms after the commit" if slowest_ms is not None and touched else ""
-    click.echo(f"{agents}{took} (waited {waited_ms:.1f} ms)", err=not how.spoken)
+    # Which agents a revision touched is not told, only how many: of several revisions the sum may count one twice.
+    places = f"{touched} agent{'' if touched == 1 else 's'}" if changes == 1 else f"every agent touched, {changes} changes"
+    slowest = "" if changes == 1 else "the slowest "
+    took = "" if slowest_ms is None else f", {slowest}{slowest_ms:.1f} ms after {'the' if changes == 1 else 'its'} commit"
+    click.echo(f"in force on {places}{took} {waited}" if touched else f"no agent is touched {waited}", err=not how.spoken)
 
 
 def _ask(client: Client, revision: int, timeout_s: float) -> pb.WaitForRevisionResponse:

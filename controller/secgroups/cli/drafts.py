@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_address, ip_network
 
-from secgroups.cli.errors import FieldError
+from secgroups.cli.errors import FieldError, shown
 
 PORT_MAX = 65_535
 DESCRIPTION_CHARACTERS_MAX = 512
@@ -107,7 +107,7 @@ def ports_text(ports: tuple[int, int]) -> str:
 def parse_direction(text: str) -> str:
     """Return ingress or egress."""
     if text.lower() not in DIRECTIONS:
-        raise FieldError("direction", f"is {text!r}, must be ingress or egress")
+        raise FieldError("direction", f"is {shown(text)}, must be ingress or egress")
     return text.lower()
 
 
@@ -117,7 +117,7 @@ def parse_protocol(text: str) -> str:
     if word in ("any", *PROTOCOL_NAMES.values()):
         return word
     if not NUMBER.fullmatch(text):
-        raise FieldError("protocol", f"is {text!r}, must be tcp, udp, icmp (on IPv6 it is ICMPv6), sctp, any or 0 to 255")
+        raise FieldError("protocol", f"is {shown(text)}, must be tcp, udp, icmp (on IPv6 it is ICMPv6), sctp, any or 0 to 255")
     if int(text) > 255:
         raise FieldError("protocol", f"is {text}, must be 0 to 255")
     return PROTOCOL_NAMES.get(text, text)
@@ -137,14 +137,15 @@ def parse_ports(text: str) -> tuple[int, int] | None:
 def parse_port(text: str, field: str = "port") -> int:
     """Return a port, 1 to 65535."""
     if not NUMBER.fullmatch(text) or not 1 <= int(text) <= PORT_MAX:
-        raise FieldError(field, f"{text!r} is no port; a port is a number from 1 to {PORT_MAX}, a range 8080-8090")
+        more = "" if field == "port" else ", a range 8080-8090"
+        raise FieldError(field, f"{shown(text)} is no port; a port is a number from 1 to {PORT_MAX}{more}")
     return int(text)
 
 
 def parse_octet(text: str, field: str) -> int:
     """Return a number from 0 to 255, for ICMP types and codes."""
     if not NUMBER.fullmatch(text) or int(text) > 255:
-        raise FieldError(field, f"is {text!r}, must be 0 to 255")
+        raise FieldError(field, f"is {shown(text)}, must be 0 to 255")
     return int(text)
 
 
@@ -152,19 +153,19 @@ def parse_cidr(text: str) -> Remote:
     """Return the remote of a CIDR or address, host bits cleared, a bare address as /32 or /128."""
     base, slash, length = text.partition("/")
     if slash and not NUMBER.fullmatch(length):
-        raise FieldError("remote", f"{text!r} is no CIDR: the prefix length must be a plain number")
+        raise FieldError("remote", f"{shown(text)} is no CIDR: the prefix length must be a plain number")
     try:
         address = ip_address(base)
     except ValueError:
-        raise FieldError("remote", f"{text!r} is no CIDR: {base!r} is no IPv4 or IPv6 address") from None
+        raise FieldError("remote", f"{shown(text)} is no CIDR: {shown(base)} is no IPv4 or IPv6 address") from None
     if "%" in base:
-        raise FieldError("remote", f"{text!r} has a scope, which means nothing outside one host")
+        raise FieldError("remote", f"{shown(text)} has a scope, which means nothing outside one host")
     try:
         network = ip_network(f"{address}/{length}" if slash else address, strict=False)
     except ValueError:
-        raise FieldError("remote", f"{text!r} is no CIDR: the prefix length is 0 to {address.max_prefixlen}") from None
+        raise FieldError("remote", f"{shown(text)} is no CIDR: the prefix length is 0 to {address.max_prefixlen}") from None
     if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped is not None:
-        raise FieldError("remote", f"{text!r} is IPv4-mapped; write it as IPv4")
+        raise FieldError("remote", f"{shown(text)} is IPv4-mapped; write it as IPv4")
     return Remote("cidr", str(network))
 
 
@@ -173,7 +174,7 @@ def parse_name(text: str, field: str) -> str:
     if not 1 <= len(text) <= NAME_CHARACTERS_MAX:
         raise FieldError(field, f"has {len(text)} characters, must have 1 to {NAME_CHARACTERS_MAX}")
     if not text.isprintable() or "/" in text or text != text.strip():
-        raise FieldError(field, f"{text!r} is no name: printable characters, no slash, no blank at either end")
+        raise FieldError(field, f"{shown(text)} is no name: printable characters, no slash, no blank at either end")
     return text
 
 

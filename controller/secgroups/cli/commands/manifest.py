@@ -56,7 +56,8 @@ def apply(settings: Settings, path: str, prune: bool, how: ChangeOptions) -> Non
     with settings.connect(_project(settings, manifest)) as client:
         present = fetch(client)
         plan = make_plan(manifest, present, prune=prune)
-        warn(plan.rules)
+        for group, rules in plan.rules.items():
+            warn(rules, group)
         for name in silent_groups(plan.groups):
             click.echo(f"note: group {name} has no egress rule: by itself it lets a server open no connection", err=True)
         applying = Applying(client, plan, present)

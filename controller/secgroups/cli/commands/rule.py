@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from secgroups.cli import pb
 from secgroups.cli.drafts import RuleDraft
 from secgroups.cli.errors import AmbiguousError, NotFoundError
+from secgroups.cli.name_completion import complete_groups, complete_rules
 from secgroups.cli.options import ChangeOptions, change_options, list_options
 from secgroups.cli.output import Column, Kind, View, data_of, print_list, print_one
 from secgroups.cli.rule_options import RuleWords, rule_options
@@ -25,7 +27,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("group")
+@click.argument("group", shell_complete=complete_groups)
 @rule_options
 @change_options
 @click.pass_obj
@@ -46,7 +48,8 @@ def add(settings: Settings, group: str, words: RuleWords, how: ChangeOptions) ->
     with settings.connect() as client:
         drafts = words.drafts(lambda name: _preset(client, name))
         target = get_group(client, group)
-        specs = [spec_of(draft, lambda name: get_group(client, name).id) for draft in drafts]
+        id_of = cache(lambda name: get_group(client, name).id)
+        specs = [spec_of(draft, id_of) for draft in drafts]
         answer: pb.CreateRuleResponse | pb.BatchCreateRulesResponse
         if len(specs) == 1:
             one = pb.CreateRuleRequest(rule=specs[0], request_id=new_request_id(), validate_only=how.dry_run)
@@ -58,7 +61,7 @@ def add(settings: Settings, group: str, words: RuleWords, how: ChangeOptions) ->
             several.project, several.group_id = client.project, target.id
             answer = client.call(client.rules.BatchCreateRules, several)
             made = list(answer.rules)
-        warn(drafts)
+        warn(drafts, target.name)
         said = [
             f"rule {rule.id} added to group {target.name}: {draft.text} (revision {answer.revision})"
             for rule, draft in zip(made, drafts, strict=True)
@@ -67,8 +70,10 @@ def add(settings: Settings, group: str, words: RuleWords, how: ChangeOptions) ->
 
 
 @command.command("list")
-@click.argument("group", default="")
-@click.option("--remote-group", default="", metavar="GROUP", help="Only rules that name this group.")
+@click.argument("group", default="", shell_complete=complete_groups)
+@click.option(
+    "--remote-group", default="", metavar="GROUP", shell_complete=complete_groups, help="Only rules that name this group."
+)
 @list_options
 @click.pass_obj
 def list_(settings: Settings, group: str, remote_group: str, view: View) -> None:
@@ -86,7 +91,7 @@ def list_(settings: Settings, group: str, remote_group: str, view: View) -> None
 
 
 @command.command()
-@click.argument("rule_id", metavar="RULE")
+@click.argument("rule_id", metavar="RULE", shell_complete=complete_rules)
 @list_options
 @click.pass_obj
 def show(settings: Settings, rule_id: str, view: View) -> None:
@@ -99,7 +104,7 @@ def show(settings: Settings, rule_id: str, view: View) -> None:
 
 
 @command.command("set")
-@click.argument("rule_id", metavar="RULE")
+@click.argument("rule_id", metavar="RULE", shell_complete=complete_rules)
 @click.option("--description", required=True, help="New description; nothing else of a rule can be changed.")
 @change_options
 @click.pass_obj
@@ -123,8 +128,13 @@ def set_(settings: Settings, rule_id: str, description: str, how: ChangeOptions)
 
 
 @command.command()
-@click.argument("rule_id", metavar="[RULE]", default="")
-@click.option("--group", default="", help="The group whose rule is spelled by the options below, as for rule add.")
+@click.argument("rule_id", metavar="[RULE]", default="", shell_complete=complete_rules)
+@click.option(
+    "--group",
+    default="",
+    shell_complete=complete_groups,
+    help="The group whose rule is spelled by the options below, as for rule add.",
+)
 @rule_options
 @change_options
 @click.pass_obj
@@ -154,7 +164,7 @@ def delete(settings: Settings, rule_id: str, group: str, words: RuleWords, how: 
 
 
 @command.command()
-@click.argument("group")
+@click.argument("group", shell_complete=complete_groups)
 @click.option("-f", "--file", "path", required=True, type=click.Path(allow_dash=True), help="YAML list of rules; - is stdin.")
 @change_options
 @click.pass_obj
@@ -173,21 +183,22 @@ def replace(settings: Settings, group: str, path: str, how: ChangeOptions) -> No
     drafts = read_rules(path)
     with settings.connect() as client:
         target = get_group(client, group)
+        id_of = cache(lambda name: get_group(client, name).id)
         request = pb.ReplaceRulesRequest(
             project=client.project,
             group_id=target.id,
-            rules=[spec_of(draft, lambda name: get_group(client, name).id) for draft in drafts],
+            rules=[spec_of(draft, id_of) for draft in drafts],
             request_id=new_request_id(),
             validate_only=how.dry_run,
         )
         answer = client.call(client.rules.ReplaceRules, request)
-        warn(drafts)
+        warn(drafts, target.name)
         names = group_names(client)
         added = {rule.id: rule for rule in answer.rules if rule.id in set(answer.added_ids)}
+        counts = f"group {target.name}: {len(added)} added, {len(answer.removed)} removed, {len(answer.kept_ids)} kept"
         said = [f"+ {draft_of(rule.spec, names).text}  ({rule.id})" for rule in added.values()]
         said += [f"- {draft_of(rule.spec, names).text}  ({rule.id})" for rule in answer.removed]
-        counts = f"{len(added)} added, {len(answer.removed)} removed, {len(answer.kept_ids)} kept"
-        report(client, how, answer, [*said, f"group {target.name}: {counts} (revision {answer.revision})"], target.name)
+        report(client, how, answer, [*said, f"{counts} (revision {answer.revision})"], target.name, would=counts)
 
 
 @command.command()

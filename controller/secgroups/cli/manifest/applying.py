@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,8 @@ from secgroups.cli import pb
 from secgroups.cli.client import Client, new_request_id
 from secgroups.cli.drafts import RuleDraft
 from secgroups.cli.errors import CliError, PartialError
-from secgroups.cli.manifest.planning import GroupStep, Plan, ServerStep
+from secgroups.cli.manifest.checks import order_of_moves
+from secgroups.cli.manifest.planning import DEFAULT, GroupStep, Plan, ServerStep
 from secgroups.cli.manifest.present import Present
 from secgroups.cli.rule_messages import spec_of
 
@@ -25,10 +27,9 @@ class Answer(Protocol):
 
 
 class Call(NamedTuple):
-    """A change: what it is, in words, the names of the groups that must be there, and how to make it."""
+    """A change: what it is, in words, and how to make it."""
 
     words: str
-    groups: frozenset[str]
     make: Callable[[], Answer]
 
 
@@ -39,11 +40,12 @@ class Applying:
         self._client = client
         self._plan = plan
         self._present = present
+        # By name; grows as groups are created.
         self._ids = {group.name: group.id for group in present.groups.values()}
 
     def apply(self) -> list[int]:
         """Make every change; return their revisions. PartialError if one fails after others were made: it says which."""
-        calls = list(self._calls(validate_only=False))
+        calls = list(self._calls())
         revisions: list[int] = []
         for index, call in enumerate(calls):
             try:
@@ -52,49 +54,64 @@ class Applying:
                 if not revisions:
                     raise
                 done = [f"done: {earlier.words}" for earlier in calls[:index]]
-                left = [f"not done: {later.words}" for later in calls[index:]]
-                raise PartialError(f"{call.words}: {error.message}", [*error.details, *done, *left]) from None
+                left = [f"not done: {later.words}" for later in calls[index + 1 :]]
+                message = f"stopped midway: {call.words}: {error.message}"
+                raise PartialError(message, [*error.details, *done, f"failed: {call.words}", *left]) from None
         return revisions
 
     def validate(self) -> list[pb.Preview]:
-        """Ask the controller about every change that refers to nothing new, and make none; return what each would do. CallError."""
-        calls = self._calls(validate_only=True)
-        return [call.make().preview for call in calls if call.groups <= self._ids.keys()]
+        """Ask the controller about every change and make none; return what each would do, as far as each alone tells. CallError.
 
-    def _calls(self, *, validate_only: bool) -> Iterator[Call]:
-        groups, servers = self._plan.groups, self._plan.servers
-        # Servers that go free their addresses and groups; those that stay may free addresses that new ones take.
-        if not validate_only:
-            yield from (self._delete_server(step) for step in servers if step.action == "deleted")
-        for step in groups:
+        What refers to a group that is not there yet is asked about without it, and the rules of such a group as if they were the
+        default group's: so that values and limits are known to be right before the first change.
+        """
+        previews = [self._delete_server(step, True).preview for step in self._plan.servers if step.action == "deleted"]
+        for step in self._plan.groups:
             if step.action == "created":
-                yield self._call(f"group {step.name} created", self._create_group, step, validate_only=validate_only)
+                previews.append(self._create_group(step, True).preview)
             elif step.description is not None:
-                yield self._call(f"description of group {step.name} set", self._describe, step, validate_only=validate_only)
-        for step in groups:
+                previews.append(self._describe(step, True).preview)
             if step.rules is not None:
-                named = {step.name, *(rule.remote.value for rule in step.rules if rule.remote.kind == "group")}
-                make = partial(self._replace_rules, step.name, step.rules, validate_only)
-                yield Call(f"rules of group {step.name} replaced", frozenset(named), make)
-        yield from self._server_calls(validate_only=validate_only)
-        if not validate_only:
-            yield from self._group_deletions()
+                present = step.name in self._ids
+                rules = [rule for rule in step.rules if rule.remote.kind != "group" or rule.remote.value in self._ids]
+                answer = self._replace_rules(step.name if present else DEFAULT, rules, True)
+                previews.extend([answer.preview] if present else [])
+        taken = {address: server.id for server in self._present.servers.values() for address in server.addresses}
+        for server in map(self._without_new_groups, self._servers_to_set()):
+            # An address that another server gives up by the same plan is not free yet.
+            if any(taken.get(address, server.name) != server.name for address in server.addresses or ()):
+                continue
+            if server.action == "created":
+                previews.append(self._create_server(server, True).preview)
+            elif _given(server):
+                previews.append(self._update_server(server, True).preview)
+        return previews
 
-    def _call(self, words: str, make: Callable[[GroupStep, bool], Answer], step: GroupStep, *, validate_only: bool) -> Call:
-        return Call(words, frozenset(), partial(make, step, validate_only))
+    def _calls(self) -> Iterator[Call]:
+        # Servers that go free their addresses and groups.
+        for server in self._plan.servers:
+            if server.action == "deleted":
+                yield Call(f"server {server.name} deleted", partial(self._delete_server, server, False))
+        for step in self._plan.groups:
+            if step.action == "created":
+                yield Call(f"group {step.name} created", partial(self._create_group, step, False))
+            elif step.description is not None:
+                yield Call(f"description of group {step.name} set", partial(self._describe, step, False))
+        for step in self._plan.groups:
+            if step.rules is not None:
+                yield Call(f"rules of group {step.name} replaced", partial(self._replace_rules, step.name, step.rules, False))
+        for server in self._servers_to_set():
+            make = self._create_server if server.action == "created" else self._update_server
+            yield Call(f"server {server.name} {server.action}", partial(make, server, False))
+        yield from self._group_deletions()
 
-    def _server_calls(self, *, validate_only: bool) -> Iterator[Call]:
-        taken = {address for server in self._present.servers.values() for address in server.addresses}
-        for action, make in (("changed", self._update_server), ("created", self._create_server)):
-            for step in self._plan.servers:
-                # An address that another server gives up in the same plan is not free yet when only asked about.
-                if step.action != action or (validate_only and taken & set(step.addresses or ()) - self._own(step)):
-                    continue
-                yield Call(f"server {step.name} {action}", frozenset(step.groups or ()), partial(make, step, validate_only))
-
-    def _own(self, step: ServerStep) -> set[str]:
-        server = self._present.servers.get(step.name)
-        return set(server.addresses) if server else set()
+    def _servers_to_set(self) -> list[ServerStep]:
+        """Return who changes, in the order in which addresses become free, then who is new."""
+        changed = {step.name: step for step in self._plan.servers if step.action == "changed"}
+        moving = order_of_moves({name: step.addresses for name, step in changed.items() if step.addresses}, self._present)
+        others = [step for name, step in changed.items() if name not in set(moving)]
+        created = [step for step in self._plan.servers if step.action == "created"]
+        return [*(changed[name] for name in moving), *others, *created]
 
     def _group_deletions(self) -> Iterator[Call]:
         lost = [step.name for step in self._plan.groups if step.action == "deleted"]
@@ -102,9 +119,9 @@ class Applying:
         for name in lost:
             remotes = {rule.remote.value for rule in self._present.groups[name].rules if rule.remote.kind == "group"}
             if (remotes - {name}) & set(lost):
-                yield Call(f"rules of group {name} deleted", frozenset({name}), partial(self._replace_rules, name, (), False))
+                yield Call(f"rules of group {name} deleted", partial(self._replace_rules, name, (), False))
         for name in lost:
-            yield Call(f"group {name} deleted", frozenset({name}), partial(self._delete_group, name))
+            yield Call(f"group {name} deleted", partial(self._delete_group, name))
 
     def _create_group(self, step: GroupStep, validate_only: bool) -> Answer:
         request = pb.CreateGroupRequest(name=step.name, description=step.description or "", validate_only=validate_only)
@@ -124,7 +141,7 @@ class Applying:
         )
         return self._client.call(self._client.groups.UpdateGroup, request)
 
-    def _replace_rules(self, name: str, rules: tuple[RuleDraft, ...], validate_only: bool) -> Answer:
+    def _replace_rules(self, name: str, rules: Iterable[RuleDraft], validate_only: bool) -> Answer:
         request = pb.ReplaceRulesRequest(
             project=self._client.project,
             group_id=self._ids[name],
@@ -145,27 +162,37 @@ class Applying:
             name=step.server_name or "",
             addresses=step.addresses,
             agent_id=step.agent or "",
-            group_ids=[self._ids[name] for name in step.groups or ()],
+            group_ids=self._group_ids(step),
             request_id=new_request_id(),
             validate_only=validate_only,
         )
         return self._client.call(self._client.servers.CreateServer, request)
 
     def _update_server(self, step: ServerStep, validate_only: bool) -> Answer:
-        given = {"name": step.server_name, "addresses": step.addresses, "agent_id": step.agent, "group_ids": step.groups}
         request = pb.UpdateServerRequest(
             project=self._client.project,
             id=step.name,
             name=step.server_name or "",
             addresses=step.addresses,
             agent_id=step.agent or "",
-            group_ids=[self._ids[name] for name in step.groups or ()],
-            update_mask=pb.FieldMask(paths=[path for path, value in given.items() if value is not None]),
+            group_ids=self._group_ids(step),
+            update_mask=pb.FieldMask(paths=_given(step)),
             validate_only=validate_only,
         )
         return self._client.call(self._client.servers.UpdateServer, request)
 
-    def _delete_server(self, step: ServerStep) -> Call:
-        request = pb.DeleteServerRequest(project=self._client.project, id=step.name)
-        make = partial(self._client.call_once, self._client.servers.DeleteServer, request)
-        return Call(f"server {step.name} deleted", frozenset(), make)
+    def _delete_server(self, step: ServerStep, validate_only: bool) -> Answer:
+        request = pb.DeleteServerRequest(project=self._client.project, id=step.name, validate_only=validate_only)
+        return self._client.call_once(self._client.servers.DeleteServer, request)
+
+    def _group_ids(self, step: ServerStep) -> list[str]:
+        return [self._ids[name] for name in step.groups or ()]
+
+    def _without_new_groups(self, step: ServerStep) -> ServerStep:
+        return replace(step, groups=tuple(name for name in step.groups or () if name in self._ids) or None)
+
+
+def _given(step: ServerStep) -> list[str]:
+    """Return the fields of a server that a step sets."""
+    values = {"name": step.server_name, "addresses": step.addresses, "agent_id": step.agent, "group_ids": step.groups}
+    return [field for field, value in values.items() if value is not None]

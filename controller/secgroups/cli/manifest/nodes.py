@@ -1,4 +1,4 @@
-"""A YAML file as nodes that know their line; mistakes are collected, so that all of them show at once.
+"""A YAML file, value by value; mistakes are collected, so that all of them show at once.
 
 Scalars are taken as they are written: 22:30 is no number of minutes, and ``no`` can be the name of a group.
 """
@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
-from secgroups.cli.errors import FieldError, InputError
+from secgroups.cli.errors import FieldError, InputError, shown
+from secgroups.cli.manifest import tree
+from secgroups.cli.manifest.tree import Mapping, Node, Scalar, TreeError, read_tree
 
 T = TypeVar("T")
 
 # A project at its limits (500 groups of 200 rules) has some 10 MB.
 FILE_BYTES_MAX = 64 * 1024 * 1024
-# Deep enough for every file that is one; libyaml's composer would exhaust the stack on much deeper ones.
-DEPTH_MAX = 32
-_NULL = "tag:yaml.org,2002:null"
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# So many mistakes are shown.
+PROBLEMS_MAX = 50
+FIELD_CHARACTERS_MAX = 300
 
 
 class Nodes:
@@ -30,58 +29,75 @@ class Nodes:
     def __init__(self, source: str) -> None:
         self.source = source
         self._problems: list[str] = []
+        self._problem_count = 0
 
-    def where(self, node: yaml.Node) -> str:
+    def where(self, node: Node) -> str:
         """Return FILE:LINE."""
-        return f"{self.source}:{node.start_mark.line + 1}"
+        return f"{self.source}:{node.line}"
 
-    def wrong(self, node: yaml.Node, field: str, message: str) -> None:
+    def wrong(self, node: Node, field: str, message: str) -> None:
         """Note a mistake."""
-        self._problems.append(f"{self.where(node)}: {field}: {message}" if field else f"{self.where(node)}: {message}")
+        self._problem_count += 1
+        if self._problem_count <= PROBLEMS_MAX:
+            parts = (
+                self.where(node),
+                field if len(field) <= FIELD_CHARACTERS_MAX else f"{field[:FIELD_CHARACTERS_MAX]}...",
+                message,
+            )
+            self._problems.append(": ".join(part for part in parts if part))
 
     def finish(self) -> None:
-        """InputError with every mistake, if there is one."""
-        if self._problems:
-            raise InputError(f"{self.source} has {_counted(len(self._problems))}; nothing was changed", self._problems)
+        """InputError with the mistakes, if there is one."""
+        if not self._problems:
+            return
+        more = self._problem_count - len(self._problems)
+        counted = "one mistake" if self._problem_count == 1 else f"{self._problem_count} mistakes"
+        lines = [*self._problems, *([f"... and {more} more"] if more else [])]
+        raise InputError(f"{self.source} has {counted}; nothing was changed", lines)
 
-    def mapping(self, node: yaml.Node, field: str, known: Iterable[str] | None = None) -> dict[str, yaml.Node]:
-        """Return the values by key, without those that are null. With ``known`` other keys are mistakes."""
-        if not isinstance(node, yaml.MappingNode):
+    def mapping(self, node: Node, field: str, known: Iterable[str] | None = None) -> dict[str, Node]:
+        """Return the values by key. With ``known`` other keys are mistakes, and a value that is null is as if it were not there."""
+        if not isinstance(node, Mapping):
             self.wrong(node, field, "must be a mapping of keys to values")
             return {}
-        found: dict[str, yaml.Node] = {}
+        found: dict[str, Node] = {}
         allowed = None if known is None else list(known)
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+        for key, value in node.pairs:
+            if not isinstance(key, Scalar):
                 self.wrong(key, field, "a key must be plain text")
-            elif allowed is not None and key.value not in allowed:
-                self.wrong(key, field, f"there is no key {key.value!r} here; there are: {', '.join(allowed)}")
-            elif key.value in found:
-                self.wrong(key, field, f"{key.value!r} stands twice, first in line {found[key.value].start_mark.line + 1}")
+            elif allowed is not None and key.text not in allowed:
+                self.wrong(key, field, f"there is no key {shown(key.text)} here; there are: {', '.join(allowed)}")
+            elif key.is_merge_key:
+                self.wrong(key, field, "other mappings are not merged here: say everything (a name that is << needs quotes)")
+            elif key.text in found:
+                self.wrong(key, field, f"{shown(key.text)} stands twice, first with the value in line {found[key.text].line}")
             else:
-                found[key.value] = value
-        return found if allowed is None else {key: value for key, value in found.items() if value.tag != _NULL}
+                found[key.text] = value
+        return found if allowed is None else {key: value for key, value in found.items() if not is_null(value)}
 
-    def sequence(self, node: yaml.Node, field: str) -> Sequence[yaml.Node]:
+    def sequence(self, node: Node, field: str) -> Sequence[Node]:
         """Return the items of a list."""
-        if isinstance(node, yaml.SequenceNode):
-            return list(node.value)
+        if isinstance(node, tree.Sequence):
+            return node.items
         self.wrong(node, field, "must be a list")
         return []
 
-    def text(self, node: yaml.Node, field: str) -> str | None:
+    def text(self, node: Node, field: str) -> str | None:
         """Return a scalar as it is written."""
-        if isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
-            return str(node.value)
-        self.wrong(node, field, "must be plain text")
-        return None
+        if not isinstance(node, Scalar):
+            self.wrong(node, field, f"must be one value, not a {'mapping' if isinstance(node, Mapping) else 'list'}")
+            return None
+        if node.is_null:
+            self.wrong(node, field, f"has no value (a text {node.text!r} needs quotes)")
+            return None
+        return node.text
 
-    def value(self, node: yaml.Node, field: str, parse: Callable[[str], T]) -> T | None:
+    def value(self, node: Node, field: str, parse: Callable[[str], T]) -> T | None:
         """Return a parsed scalar, or None for a mistake."""
         text = self.text(node, field)
         return None if text is None else self.checked(node, field, lambda: parse(text))
 
-    def checked(self, node: yaml.Node, field: str, make: Callable[[], T]) -> T | None:
+    def checked(self, node: Node, field: str, make: Callable[[], T]) -> T | None:
         """Return what ``make`` returns; a FieldError is a mistake of ``node``."""
         try:
             return make()
@@ -91,44 +107,27 @@ class Nodes:
             return None
 
 
-def read_nodes(path: str) -> tuple[Nodes, yaml.Node | None]:
+def is_null(node: Node) -> bool:
+    """True for a value that is not there, as after ``web-servers:``."""
+    return isinstance(node, Scalar) and node.is_null
+
+
+def read_nodes(path: str) -> tuple[Nodes, Node | None]:
     """Return the reader and the root of the file at ``path`` (- is stdin), None if it is empty. InputError if it is no YAML."""
     source = "stdin" if path == "-" else path
     try:
         data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1) if path == "-" else _read(Path(path))
         if len(data) > FILE_BYTES_MAX:
             raise InputError(f"{source} has more than {FILE_BYTES_MAX} bytes")
-        text = data.decode("utf-8-sig")
-        _check_depth(text, source)
-        return Nodes(source), yaml.compose(text, Loader=_Loader)
+        return Nodes(source), read_tree(data.decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{source} can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not UTF-8 at byte {error.start}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(f"{place}: is no YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is no YAML: {error}") from None
+    except TreeError as error:
+        raise InputError(f"{source}:{error.line}: {error.message}" if error.line else f"{source} {error.message}") from None
 
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(FILE_BYTES_MAX + 1)
-
-
-def _check_depth(text: str, source: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEPTH_MAX:
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                raise InputError(f"{source}:{line}: is nested deeper than {DEPTH_MAX} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-def _counted(count: int) -> str:
-    return "one mistake" if count == 1 else f"{count} mistakes"

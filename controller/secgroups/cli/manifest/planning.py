@@ -11,7 +11,9 @@ from typing import Literal
 
 from secgroups.cli.drafts import Remote, RuleDraft
 from secgroups.cli.errors import InputError
+from secgroups.cli.manifest.checks import Wish, problems
 from secgroups.cli.manifest.model import GroupEntry, Manifest, ServerEntry
+from secgroups.cli.manifest.nodes import PROBLEMS_MAX
 from secgroups.cli.manifest.present import Present, PresentServer
 
 Action = Literal["created", "changed", "unchanged", "deleted"]
@@ -52,11 +54,11 @@ Step = GroupStep | ServerStep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The steps, in ascending order of name within what they are. ``rules`` are all that the groups of the file shall have."""
+    """The steps, in ascending order of name within what they are. ``rules`` are those that each group of the file shall have."""
 
     groups: tuple[GroupStep, ...]
     servers: tuple[ServerStep, ...]
-    rules: tuple[RuleDraft, ...]
+    rules: Mapping[str, tuple[RuleDraft, ...]]
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -78,14 +80,10 @@ def make_plan(manifest: Manifest, present: Present, *, prune: bool) -> Plan:
     }
     lost_groups = set(present.groups) - set(groups) - {DEFAULT} if prune and manifest.groups is not None else set()
     lost_servers = set(present.servers) - set(servers) if prune and manifest.servers is not None else set()
-    problems = [
-        *_unknown_groups(groups, servers, present),
-        *_servers_without_address(servers, present),
-        *_shared_addresses(servers, present, lost_servers),
-        *_users_of_lost_groups(groups, servers, present, lost_groups, lost_servers),
-    ]
-    if problems:
-        raise InputError(f"{manifest.source} can't be applied; nothing was changed", problems)
+    wish = Wish(groups=groups, servers=servers, lost_groups=frozenset(lost_groups), lost_servers=frozenset(lost_servers))
+    if found := problems(wish, present):
+        more = [f"... and {len(found) - PROBLEMS_MAX} more"] if len(found) > PROBLEMS_MAX else []
+        raise InputError(f"{manifest.source} can't be applied; nothing was changed", [*found[:PROBLEMS_MAX], *more])
     return Plan(
         groups=(
             *(_group_step(entry, present) for _, entry in sorted(groups.items())),
@@ -95,7 +93,7 @@ def make_plan(manifest: Manifest, present: Present, *, prune: bool) -> Plan:
             *(_server_step(entry, present.servers.get(entry.id)) for _, entry in sorted(servers.items())),
             *(ServerStep(name=name, action="deleted") for name in sorted(lost_servers)),
         ),
-        rules=tuple(rule for _, entry in sorted(groups.items()) for rule in entry.rules or ()),
+        rules={name: entry.rules or () for name, entry in sorted(groups.items())},
     )
 
 
@@ -194,57 +192,3 @@ def _server_step(entry: ServerEntry, server: PresentServer | None) -> ServerStep
 def _list_changes(noun: str, before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
     yield from (f"- {noun} {value}" for value in before if value not in after)
     yield from (f"+ {noun} {value}" for value in after if value not in before)
-
-
-def _unknown_groups(groups: Mapping[str, GroupEntry], servers: Mapping[str, ServerEntry], present: Present) -> Iterator[str]:
-    known = {*groups, *present.groups}
-    for entry in groups.values():
-        for rule in entry.rules or ():
-            if rule.remote.kind == "group" and rule.remote.value not in known:
-                yield f"{entry.where}: group {entry.name}: {rule.text}: there is no such group in the file or the project"
-    for server in servers.values():
-        for name in server.groups or ():
-            if name not in known:
-                yield f"{server.where}: server {server.id}: there is no group {name!r} in the file or the project"
-
-
-def _servers_without_address(servers: Mapping[str, ServerEntry], present: Present) -> Iterator[str]:
-    for entry in servers.values():
-        if entry.id not in present.servers and not entry.addresses:
-            yield f"{entry.where}: server {entry.id} is not there yet: give its addresses, so that it can be created"
-
-
-def _shared_addresses(servers: Mapping[str, ServerEntry], present: Present, lost: set[str]) -> Iterator[str]:
-    """Yield the addresses that two servers would have."""
-    owners: dict[str, str] = {}
-    for server in present.servers.values():
-        stays = server.id not in lost and (server.id not in servers or servers[server.id].addresses is None)
-        owners.update(dict.fromkeys(server.addresses if stays else (), server.id))
-    for entry in servers.values():
-        for address in entry.addresses or ():
-            if owners.setdefault(address, entry.id) != entry.id:
-                yield f"{entry.where}: server {entry.id}: address {address} belongs to server {owners[address]}"
-
-
-def _users_of_lost_groups(
-    groups: Mapping[str, GroupEntry],
-    servers: Mapping[str, ServerEntry],
-    present: Present,
-    lost_groups: set[str],
-    lost_servers: set[str],
-) -> Iterator[str]:
-    """Yield who would still use a group that --prune deletes."""
-    if not lost_groups:
-        return
-    attached = {server.id: server.groups for server in present.servers.values() if server.id not in lost_servers}
-    attached.update((entry.id, entry.groups) for entry in servers.values() if entry.groups is not None)
-    for server_id, names in sorted(attached.items()):
-        for name in names:
-            if name in lost_groups:
-                yield f"group {name} is not in the file, but server {server_id} would still be attached to it"
-    rules = {group.name: group.rules for group in present.groups.values() if group.name not in lost_groups}
-    rules.update((entry.name, entry.rules) for entry in groups.values() if entry.rules is not None)
-    for group_name, kept in sorted(rules.items()):
-        for rule in kept:
-            if rule.remote.kind == "group" and rule.remote.value in lost_groups:
-                yield f"group {rule.remote.value} is not in the file, but group {group_name} would still name it: {rule.text}"

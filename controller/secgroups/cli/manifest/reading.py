@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
-import yaml
-
 from secgroups.cli.drafts import (
     ANYWHERE,
     DESCRIPTION_CHARACTERS_MAX,
@@ -21,9 +19,11 @@ from secgroups.cli.drafts import (
     parse_ports,
     parse_protocol,
 )
-from secgroups.cli.errors import FieldError
+from secgroups.cli.errors import FieldError, InputError, shown
 from secgroups.cli.manifest.model import GroupEntry, Manifest, ServerEntry
-from secgroups.cli.manifest.nodes import Nodes, read_nodes
+from secgroups.cli.manifest.nodes import Nodes, is_null, read_nodes
+from secgroups.cli.manifest.tree import Mapping as MappingNode
+from secgroups.cli.manifest.tree import Node, Sequence
 
 T = TypeVar("T")
 
@@ -47,22 +47,23 @@ def read_manifest(path: str) -> Manifest:
 def read_rules(path: str) -> tuple[RuleDraft, ...]:
     """Return the rules of the file at ``path`` (- is stdin): a list of them, or a mapping whose key ``rules`` has it."""
     nodes, root = read_nodes(path)
-    if root is None:
-        return ()
-    if isinstance(root, yaml.MappingNode):
-        inner = nodes.mapping(root, "", ("rules",)).get("rules")
-        rules = () if inner is None else _rules(nodes, inner, "rules")
-    else:
-        rules = _rules(nodes, root, "rules")
+    if isinstance(root, MappingNode):
+        values = nodes.mapping(root, "", ("rules",))
+        nodes.finish()
+        root = values.get("rules")
+    # An empty file is more likely an accident than a wish.
+    if root is None or is_null(root):
+        raise InputError(f"{nodes.source} says no rules; for a group without rules write []")
+    rules = _rules(nodes, root, "rules")
     nodes.finish()
     return rules
 
 
-def _optional(values: Mapping[str, yaml.Node], key: str, read: Callable[[yaml.Node], T]) -> T | None:
+def _optional(values: Mapping[str, Node], key: str, read: Callable[[Node], T]) -> T | None:
     return read(values[key]) if key in values else None
 
 
-def _groups(nodes: Nodes, node: yaml.Node) -> dict[str, GroupEntry]:
+def _groups(nodes: Nodes, node: Node) -> dict[str, GroupEntry]:
     entries: dict[str, GroupEntry] = {}
     for key, value in nodes.mapping(node, "groups").items():
         field = f"groups.{key}"
@@ -76,9 +77,9 @@ def _groups(nodes: Nodes, node: yaml.Node) -> dict[str, GroupEntry]:
     return entries
 
 
-def _group(nodes: Nodes, node: yaml.Node, field: str, name: str) -> GroupEntry:
+def _group(nodes: Nodes, node: Node, field: str, name: str) -> GroupEntry:
     """Return the entry; ``web-servers:`` with nothing after it is a group of which only the name is said."""
-    values = {} if _is_null(node) else nodes.mapping(node, field, ("description", "rules"))
+    values = {} if is_null(node) else nodes.mapping(node, field, ("description", "rules"))
     return GroupEntry(
         name=name,
         description=_optional(values, "description", lambda value: nodes.value(value, f"{field}.description", _description)),
@@ -87,7 +88,7 @@ def _group(nodes: Nodes, node: yaml.Node, field: str, name: str) -> GroupEntry:
     )
 
 
-def _rules(nodes: Nodes, node: yaml.Node, field: str) -> tuple[RuleDraft, ...]:
+def _rules(nodes: Nodes, node: Node, field: str) -> tuple[RuleDraft, ...]:
     found: list[RuleDraft] = []
     seen: dict[object, str] = {}
     for index, item in enumerate(nodes.sequence(node, field)):
@@ -101,10 +102,10 @@ def _rules(nodes: Nodes, node: yaml.Node, field: str) -> tuple[RuleDraft, ...]:
     return tuple(found)
 
 
-def _rule(nodes: Nodes, node: yaml.Node, field: str) -> RuleDraft | None:
+def _rule(nodes: Nodes, node: Node, field: str) -> RuleDraft | None:
     values = nodes.mapping(node, field, RULE_KEYS)
     missing = [key for key in _NEEDED_KEYS if key not in values]
-    if isinstance(node, yaml.MappingNode) and missing:
+    if isinstance(node, MappingNode) and missing:
         nodes.wrong(node, field, f"{' and '.join(missing)} must be given")
 
     def read(key: str, parse: Callable[[str], T]) -> T | None:
@@ -134,9 +135,9 @@ def _rule(nodes: Nodes, node: yaml.Node, field: str) -> RuleDraft | None:
     return nodes.checked(node, field, make)
 
 
-def _remote(nodes: Nodes, node: yaml.Node, field: str) -> Remote | None:
+def _remote(nodes: Nodes, node: Node, field: str) -> Remote | None:
     """Return the other side: ``any``, a CIDR, or ``{group: NAME}``."""
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         inner = nodes.mapping(node, field, ("group",)).get("group")
         if inner is None:
             nodes.wrong(node, field, "must be any, a CIDR, or {group: NAME}")
@@ -146,7 +147,7 @@ def _remote(nodes: Nodes, node: yaml.Node, field: str) -> Remote | None:
     return nodes.value(node, field, lambda text: ANYWHERE if text in ("any", "anywhere") else parse_cidr(text))
 
 
-def _servers(nodes: Nodes, node: yaml.Node) -> dict[str, ServerEntry]:
+def _servers(nodes: Nodes, node: Node) -> dict[str, ServerEntry]:
     entries: dict[str, ServerEntry] = {}
     owners: dict[str, str] = {}
     for key, value in nodes.mapping(node, "servers").items():
@@ -160,9 +161,9 @@ def _servers(nodes: Nodes, node: yaml.Node) -> dict[str, ServerEntry]:
     return entries
 
 
-def _server(nodes: Nodes, node: yaml.Node, field: str, server_id: str) -> ServerEntry:
+def _server(nodes: Nodes, node: Node, field: str, server_id: str) -> ServerEntry:
     known = ("name", "addresses", "agent", "groups")
-    values = {} if _is_null(node) else nodes.mapping(node, field, known)
+    values = {} if is_null(node) else nodes.mapping(node, field, known)
 
     def name_of(text: str) -> str:
         return parse_name(text, "name") if text else ""
@@ -179,18 +180,18 @@ def _server(nodes: Nodes, node: yaml.Node, field: str, server_id: str) -> Server
     )
 
 
-def _list(nodes: Nodes, node: yaml.Node, field: str, parse: Callable[[str], str]) -> tuple[str, ...]:
+def _list(nodes: Nodes, node: Node, field: str, parse: Callable[[str], str]) -> tuple[str, ...]:
     """Return a list of one or more different values."""
     items = nodes.sequence(node, field)
-    if isinstance(node, yaml.SequenceNode) and not items:
+    if isinstance(node, Sequence) and not items:
         nodes.wrong(node, field, "must not be empty")
-    found: list[str] = []
+    found: dict[str, None] = {}
     for index, item in enumerate(items):
         value = nodes.value(item, f"{field}[{index}]", parse)
         if value in found:
             nodes.wrong(item, f"{field}[{index}]", f"{value} stands twice")
         elif value is not None:
-            found.append(value)
+            found[value] = None
     return tuple(found)
 
 
@@ -202,11 +203,11 @@ def _address(text: str) -> str:
     try:
         address = ip_address(text)
     except ValueError:
-        raise FieldError("address", f"{text!r} is no IPv4 or IPv6 address") from None
+        raise FieldError("address", f"{shown(text)} is no IPv4 or IPv6 address") from None
     if isinstance(address, IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
-        raise FieldError("address", f"{text!r} is scoped or IPv4-mapped; a server has plain addresses")
+        raise FieldError("address", f"{shown(text)} is scoped or IPv4-mapped; a server has plain addresses")
     if address.is_unspecified or address.is_loopback or address.is_multicast or text == "255.255.255.255":
-        raise FieldError("address", f"{text!r} is no unicast address that others can reach")
+        raise FieldError("address", f"{shown(text)} is no unicast address that others can reach")
     return str(address)
 
 
@@ -214,7 +215,3 @@ def _description(text: str) -> str:
     if len(text) > DESCRIPTION_CHARACTERS_MAX:
         raise FieldError("description", f"has {len(text)} characters, the most allowed is {DESCRIPTION_CHARACTERS_MAX}")
     return text
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
