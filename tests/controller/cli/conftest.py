@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cli_world import Done, Sgctl
 
 from secgroups.cli.main import run
 from secgroups.lab.stack import Stack
 
-
-@dataclass(frozen=True)
-class Done:
-    """What a command printed and its exit status."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+_PROJECTS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -57,64 +44,40 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     return command
 
 
-@dataclass(frozen=True)
-class Sgctl:
-    """``sgctl`` pointed at the stack, in the project of one test."""
-
-    command: Callable[..., Done]
-    controller: str
-    project: str
-
-    def __call__(self, *arguments: str, stdin: str = "", project: str | None = None) -> Done:
-        """Run and return what came."""
-        return self.command("--controller", self.controller, "-p", project or self.project, *arguments, stdin=stdin)
-
-    def do(self, *arguments: str, stdin: str = "") -> Done:
-        """Run what must succeed."""
-        done = self(*arguments, stdin=stdin)
-        assert done.status == 0, (arguments, done)
-        return done
-
-    def fail(self, *arguments: str, stdin: str = "") -> str:
-        """Run what must end with status 2, and return the message."""
-        done = self(*arguments, stdin=stdin)
-        assert done.status == 2, (arguments, done)
-        assert "Traceback" not in done.err
-        return done.err[done.err.index("error: ") :]
+@pytest.fixture
+def sgctl(stack: Stack, run_here: Callable[..., Done]) -> Sgctl:
+    """The command line in a project that nobody has used."""
+    return Sgctl(run_here, stack.controller.address, f"project-{next(_PROJECTS)}")
 
 
 @pytest.fixture
-def sgctl(stack: Stack, run_here: Callable[..., Done], request: pytest.FixtureRequest) -> Sgctl:
-    """The command line in a project of its own."""
-    project = request.node.name.replace("/", ".")[-128:].strip()
-    return Sgctl(run_here, stack.controller.address, project)
+def other(stack: Stack, run_here: Callable[..., Done]) -> Sgctl:
+    """The command line in another such project."""
+    return Sgctl(run_here, stack.controller.address, f"other-{next(_PROJECTS)}")
+
+
+FLEET = """\
+groups:
+  web:
+    rules:
+      - {direction: egress, protocol: any, remote: any}
+      - {direction: ingress, protocol: tcp, ports: 22, remote: 203.0.113.0/24}
+  db:
+    rules:
+      - {direction: egress, protocol: any, remote: any}
+      - {direction: ingress, protocol: tcp, ports: 3306, remote: {group: web}}
+servers:
+  w1: {addresses: [10.0.0.1], agent: a1, groups: [web]}
+  w2: {addresses: [10.0.0.2], name: twin, groups: [web]}
+  d1: {addresses: [10.0.0.9, "2001:db8::9"], name: database, agent: a2, groups: [db]}
+  n1: {addresses: [10.0.0.5], name: twin}
+"""
 
 
 @pytest.fixture
 def fleet(sgctl: Sgctl) -> Sgctl:
-    """Web servers w1, w2, database d1 (name db), and n1 in the default group; w1 and d1 have agents."""
-    sgctl.do("group", "create", "web")
-    sgctl.do("group", "create", "db")
-    sgctl.do("rule", "add", "web", "--protocol", "tcp", "--port", "22", "--remote-ip", "203.0.113.0/24")
-    sgctl.do("rule", "add", "db", "--protocol", "tcp", "--port", "3306", "--remote-group", "web")
-    sgctl.do("server", "create", "w1", "--address", "10.0.0.1", "--agent", "a1", "--group", "web")
-    sgctl.do("server", "create", "w2", "--address", "10.0.0.2", "--name", "twin", "--group", "web")
-    sgctl.do(
-        "server",
-        "create",
-        "d1",
-        "--address",
-        "10.0.0.9",
-        "--address",
-        "2001:db8::9",
-        "--name",
-        "db",
-        "--agent",
-        "a2",
-        "--group",
-        "db",
-    )
-    sgctl.do("server", "create", "n1", "--address", "10.0.0.5", "--name", "twin")
+    """Web servers w1, w2, database d1, and n1 in the default group; w1 and d1 have agents; w2 and n1 the same name."""
+    sgctl.do("apply", "-f", "-", "--wait", stdin=FLEET)
     return sgctl
 
 
