@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from secgroups.controller.errors import StoreUnavailableError
+from secgroups.controller.errors import StoreFileError, StoreUnavailableError
 from secgroups.controller.model import Change
 from secgroups.controller.preview import Preview, preview
 from secgroups.controller.publisher import Publisher
@@ -66,7 +66,11 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self.store_epoch = store.store_epoch
         self.controller_id = str(uuid.uuid4())
-        self.state = State(store.load())
+        try:
+            self.state = State(store.load())
+        except StoreFileError:
+            store.close()
+            raise
         self.publisher = Publisher(self.state, self.store_epoch)
         self._listeners: list[Listener] = [self.publisher.changed]
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()

@@ -15,6 +15,7 @@ BUSY_TIMEOUT_MS = 2_000
 JOURNAL_BYTES_MAX = 64 << 20
 PAGE_CACHE_KIB = 64 << 10
 CACHED_STATEMENTS = 256
+_MAGIC = b"SQLite format 3\0"
 
 
 def lock(path: Path) -> int:
@@ -44,17 +45,19 @@ def lock(path: Path) -> int:
 
 
 def open_writer(path: Path, *, durable: bool) -> sqlite3.Connection:
-    """Return the one connection that writes; the file is made if there is none. StoreFileError if it can't be used."""
+    """Return the one connection that writes; the file is made if there is none. StoreFileError if it can't be used.
+
+    A file that was there is read and not changed: whose it is has yet to be found out. Then comes ``begin_journal``.
+    """
     connection = None
     try:
-        _make_private(path)
+        if not _make_private(path):
+            _check_can_be_written(path)
         # Used by one thread at a time, not always the one that opened it.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=CACHED_STATEMENTS)
         connection.row_factory = sqlite3.Row
         for pragma in (
             f"busy_timeout = {BUSY_TIMEOUT_MS}",
-            "journal_mode = WAL",
-            f"journal_size_limit = {JOURNAL_BYTES_MAX}",
             f"synchronous = {'FULL' if durable else 'OFF'}",
             "foreign_keys = ON",
             # Savepoints must not fail for want of a temporary file.
@@ -74,6 +77,12 @@ def open_writer(path: Path, *, durable: bool) -> sqlite3.Connection:
             connection.close()
         raise
     return connection
+
+
+def begin_journal(connection: sqlite3.Connection) -> None:
+    """Keep a write-ahead journal from now on, which the file itself remembers."""
+    for pragma in ("journal_mode = WAL", f"journal_size_limit = {JOURNAL_BYTES_MAX}"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -100,18 +109,30 @@ def unusable(path: Path, error: Exception) -> StoreFileError:
     return StoreFileError(f"{path} is damaged ({error}); restore a backup")
 
 
-def _make_private(path: Path) -> None:
-    """Make an empty file, if there is none, that only its owner can read: it holds everybody's policy."""
+def _make_private(path: Path) -> bool:
+    """Make an empty file, if there is none, that only its owner can read: it holds everybody's policy. False if there is one."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        return
+        return False
     # The entry of a new file is on disk only when its directory is.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+    return True
+
+
+def _check_can_be_written(path: Path) -> None:
+    # SQLite itself would open it for reading alone and fail at the first change, and take a file of one byte for an empty one.
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        magic = os.pread(handle, len(_MAGIC), 0)
+    finally:
+        os.close(handle)
+    if magic and magic != _MAGIC:
+        raise StoreFileError(f"{path} is no SQLite database; choose another directory or restore a backup")
 
 
 def _check_is_sound(connection: sqlite3.Connection, path: Path) -> None:
@@ -119,3 +140,10 @@ def _check_is_sound(connection: sqlite3.Connection, path: Path) -> None:
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise StoreFileError(f"{path} is damaged ({' '.join(str(verdict).split())}); restore a backup")
+
+
+def check_references(connection: sqlite3.Connection, path: Path) -> None:
+    """StoreFileError if an object refers to one that is not there, as after an edit by hand: SQLite's shell does not prevent it."""
+    broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if broken is not None:
+        raise StoreFileError(f"{path} is damaged ({broken[0]} refer to {broken[2]} that are gone); restore a backup")

@@ -23,7 +23,7 @@ from secgroups.controller.store import answers, change_log
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending
 from secgroups.controller.store.migrations import MIGRATIONS
-from secgroups.controller.store.opening import lock, open_reader, open_writer, unusable
+from secgroups.controller.store.opening import begin_journal, check_references, lock, open_reader, open_writer, unusable
 from secgroups.controller.store.records import group_of, rule_of, server_of
 from secgroups.controller.store.transaction import SqliteTransaction
 
@@ -90,8 +90,11 @@ class SqliteStore:
         newer = [name for name in applied if name not in known]
         if newer:
             raise StoreFileError(f"{self._path} was written by a newer program (schema step {newer[-1]}); upgrade this one")
-        if not applied and self._database.table_names():
+        # A first start that was cut off has left no more than the table of the steps.
+        if not applied and set(self._database.table_names()) - {MIGRATIONS.migrations_table}:
             raise StoreFileError(f"{self._path} is a database of another program; choose another directory")
+        check_references(self._connection, self._path)
+        begin_journal(self._connection)
         MIGRATIONS.apply(self._database)
 
     def load(self) -> Contents:
@@ -99,7 +102,9 @@ class SqliteStore:
         try:
             return self._load()
         except (sqlite3.Error, RequestError, KeyError, ValueError, TypeError) as error:
-            raise unusable(self._path, error) from None
+            refused = unusable(self._path, error)
+        # Not before here: as its context, what went wrong would keep a cursor, and with it a closed file, open.
+        raise refused
 
     def _load(self) -> Contents:
         rows = self._connection.execute
