@@ -133,15 +133,12 @@ def parse_cidr(text: str, field: str) -> Network:
     base, slash, length = text.partition("/")
     if slash and not _PREFIX_LENGTH.fullmatch(length):
         raise InvalidError(field, f"{_shown(text)} is no CIDR: the prefix length must be a plain number")
+    # No prefix is IPv4-mapped without its base; a shorter one that merely covers them (::/0) is none.
     address = parse_address(base, field)
     try:
-        network = ip_network(f"{address}/{length}" if slash else address, strict=False)
+        return ip_network(f"{address}/{length}" if slash else address, strict=False)
     except ValueError:
         raise InvalidError(field, f"{_shown(text)} is no CIDR: the prefix length is 0 to {address.max_prefixlen}") from None
-    # ::ffff:0:0/96 and what lies within; a shorter prefix that merely covers it (::/0) is none.
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped is not None:
-        raise InvalidError(field, f"{_shown(text)} is IPv4-mapped; write it as IPv4")
-    return network
 
 
 def _shown(text: str) -> str:
