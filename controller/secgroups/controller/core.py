@@ -154,7 +154,7 @@ class Core:
             try:
                 answer = result if isinstance(result, Exception) else self._take_over(waiting.pending, result)
             except Exception as error:
-                log.exception("listener_failed", revision=self.state.revision)
+                log.exception("outcome_failed", revision=self.state.revision)
                 answer = error
             if waiting.outcome.cancelled():
                 continue
@@ -170,9 +170,16 @@ class Core:
             shown = preview(self.state, committed.changes)
         elif committed.changes:
             self.state.apply(committed.changes)
-            for listener in tuple(self._listeners):
-                listener(committed.changes)
+            self._tell(committed.changes)
         return Outcome(value=committed.value, revision=committed.revision, preview=shown, replayed=committed.replayed)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(changes)
+            except Exception:
+                # The change is made; a bug of one listener must not keep the others, or the caller, from hearing so.
+                log.exception("listener_failed", revision=self.state.revision)
 
     async def close(self) -> None:
         """Let what waits be committed and acknowledged, then close the store."""

@@ -19,7 +19,7 @@ from secgroups.controller.model import (
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, group_of, rule_of, server_of, spec_record, to_json
 
-_PUT_GROUP = f"INSERT OR REPLACE INTO groups ({', '.join(GROUP_COLUMNS)}) VALUES ({', '.join('?' * len(GROUP_COLUMNS))})"  # noqa: S608
+_INSERT_GROUP = f"INSERT INTO groups ({', '.join(GROUP_COLUMNS)}) VALUES ({', '.join('?' * len(GROUP_COLUMNS))})"  # noqa: S608
 _UPDATE_GROUP = "UPDATE groups SET name = ?, description = ?, updated_us = ?, revision = ?, rules_revision = ? WHERE id = ?"
 _INSERT_SERVER = f"INSERT INTO servers ({', '.join(SERVER_COLUMNS)}) VALUES ({', '.join('?' * len(SERVER_COLUMNS))})"  # noqa: S608
 _UPDATE_SERVER = f"UPDATE servers SET {', '.join(f'{name} = ?' for name in SERVER_COLUMNS)} WHERE project = ? AND id = ?"  # noqa: S608
@@ -62,7 +62,7 @@ class SqliteTransaction:
 
     def put_group(self, before: Group | None, after: Group) -> None:
         if before is None:
-            self._connection.execute(_PUT_GROUP, [getattr(after, name) for name in GROUP_COLUMNS])
+            self._connection.execute(_INSERT_GROUP, [getattr(after, name) for name in GROUP_COLUMNS])
         else:
             new = (after.name, after.description, after.updated_us, after.revision, after.rules_revision, after.id)
             self._connection.execute(_UPDATE_GROUP, new)
