@@ -97,8 +97,11 @@ def controller_in(data: Path, folder: Path) -> Process:
         (["listen", "0.0.0.0:7700", "loopback"], ["--data-dir", "{folder}", "--listen", "0.0.0.0:7700"], {}),
         (["admin_listen", "[::]:1", "loopback"], ["--data-dir", "{folder}", "--admin-listen", "[::]:1"], {}),
         (["listen", "127.0.0.1:99999", "65535"], ["--data-dir", "{folder}", "--listen", "127.0.0.1:99999"], {}),
+        (["heartbeat_s", "nan", "0.01"], ["--data-dir", "{folder}", "--heartbeat-s", "nan"], {}),
         (["{folder}/none", "does not exist"], ["--data-dir", "{folder}/none"], {}),
         (["{folder}/file", "not a directory"], ["--data-dir", "{folder}/file"], {}),
+        # Where not even root can write.
+        (["/proc", "can't be written"], ["--data-dir", "/proc"], {}),
         (["{folder}/none.toml", "can't be read"], ["--config", "{folder}/none.toml"], {}),
         (["unknown key frobnicate"], ["--config", "{folder}/unknown.toml"], {}),
         (["unknown key data_dri", "data_dir"], ["--config", "{folder}/typo.toml"], {}),
@@ -163,6 +166,24 @@ def test_a_database_has_one_controller_at_a_time(tmp_path: Path) -> None:
     process.stop()
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("secgroups.controller", controller_arguments), ("secgroups.agent", agent_arguments)]
+)
+def test_an_address_or_a_ready_file_that_can_not_be_made_is_named(
+    tmp_path: Path, module: str, arguments: Callable[[Path], list[str]]
+) -> None:
+    good = arguments(tmp_path)
+    long, none, file = f"{tmp_path}/{'x' * 107}", f"{tmp_path}/none/api.sock", tmp_path / "file"
+    file.write_text("")
+    for expected, flags in (
+        (f"listen unix:{long}: the path has {len(long)} bytes, the most allowed is 107", ["--listen", f"unix:{long}"]),
+        (f"listen unix:{none}: {tmp_path}/none is not a directory", ["--listen", f"unix:{none}"]),
+        (f"listen unix:{file}: there is a file that is no socket", ["--listen", f"unix:{file}"]),
+        (f"ready_file {none} can't be written: No such file or directory", ["--ready-file", none]),
+    ):
+        assert refused(module, *good, *flags) == f"error: {expected}\n"
+
+
 @pytest.mark.parametrize("flag", ["--listen", "--admin-listen"])
 def test_a_port_in_use_is_named(tmp_path: Path, taken_port: int, flag: str) -> None:
     line = refused("secgroups.controller", *controller_arguments(tmp_path), flag, f"127.0.0.1:{taken_port}")
@@ -185,6 +206,8 @@ def test_a_port_in_use_is_named(tmp_path: Path, taken_port: int, flag: str) -> N
         (["controller", "nowhere"], ["--controller", "nowhere"], {}),
         (["{folder}/none", "not a directory"], ["--state-dir", "{folder}/none"], {}),
         (["{folder}/file", "not a directory"], ["--state-dir", "{folder}/file"], {}),
+        (["state_dir", "/proc", "can't be written"], ["--state-dir", "/proc"], {}),
+        (["reconnect_min_s", "9", "2"], ["--reconnect-min-s", "9", "--reconnect-max-s", "2"], {}),
         (["{folder}/none.toml", "can't be read"], ["--config", "{folder}/none.toml"], {}),
         (["unknown key frobnicate"], ["--config", "{folder}/unknown.toml"], {}),
         (["flows_max", "'9'", "int"], ["--config", "{folder}/type.toml"], {}),

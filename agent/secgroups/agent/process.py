@@ -17,7 +17,7 @@ import structlog
 from secgroups.agent.cache import Cache
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.config import AgentConfig
-from secgroups.agent.errors import CacheError
+from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.replica import Replica
 from secgroups.agent.server import AgentServer
@@ -58,19 +58,19 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     )
     server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription))
     await server.start()
-    log.info(
-        "agent_started",
-        agent_id=config.agent_id,
-        address=server.address,
-        controller=config.controller,
-        revision=replica.revision,
-        servers=len(replica.ruleset.servers),
-    )
-    if config.ready_file:
-        write_ready_file(Path(config.ready_file), server.address)
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
     ended = asyncio.create_task(_wait(stopped))
     try:
+        if config.ready_file:
+            write_ready_file(Path(config.ready_file), server.address)
+        log.info(
+            "agent_started",
+            agent_id=config.agent_id,
+            address=server.address,
+            controller=config.controller,
+            revision=replica.revision,
+            servers=len(replica.ruleset.servers),
+        )
         # Neither ends by itself: if one does, an error has ended it, and an agent that hears nothing more must not look alive.
         await asyncio.wait([ended, *background], return_when=asyncio.FIRST_COMPLETED)
         for task in background:
@@ -82,7 +82,7 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
         await asyncio.gather(ended, *background, return_exceptions=True)
         await server.stop(STOP_GRACE_S)
         await writer.finish()
-        log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
+    log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
 
 
 async def _wait(event: asyncio.Event) -> None:
@@ -104,10 +104,13 @@ def restore(cache: Cache, replica: Replica, agent_id: str) -> None:
 
 
 def write_ready_file(path: Path, address: str) -> None:
-    """Tell whoever started this agent that it serves, and where; all at once."""
+    """Tell whoever started this agent that it serves, and where; all at once. ConfigError if that can't be written."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_text(json.dumps({"address": address}) + "\n")
-    new.replace(path)
+    try:
+        new.write_text(json.dumps({"address": address}) + "\n")
+        new.replace(path)
+    except OSError as error:
+        raise ConfigError(f"ready_file {path} can't be written: {error.strerror}") from None
 
 
 def program_version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 from contextlib import closing
@@ -19,6 +20,8 @@ from secgroups.v1.verdict_service_pb2_grpc import add_VerdictServiceServicer_to_
 VERDICT_SERVICE = verdict_service_pb2.DESCRIPTOR.services_by_name["VerdictService"].full_name
 # The stable name of the service, with the messages of its predecessor: they are the same on the wire.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+# sun_path of unix(7), less the zero at its end.
+SOCKET_PATH_BYTES_MAX = 107
 
 _OPTIONS = (
     # Two agents on one port would share its calls at random.
@@ -86,6 +89,9 @@ def _check_free(listen: str) -> None:
 def _check_socket_free(path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"listen unix:{path}: {path.parent} is not a directory")
+    size_bytes = len(os.fsencode(path))
+    if size_bytes > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(f"listen unix:{path}: the path has {size_bytes} bytes, the most allowed is {SOCKET_PATH_BYTES_MAX}")
     if not path.exists():
         return
     if not path.is_socket():

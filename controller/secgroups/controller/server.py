@@ -50,6 +50,8 @@ log = structlog.get_logger(__name__)
 
 DATABASE = "secgroups.db"
 RECONNECT_AFTER_S = 1.0
+# sun_path of unix(7), less the zero at its end.
+SOCKET_PATH_BYTES_MAX = 107
 REQUEST_BYTES_MAX = 4 << 20
 # The ruleset of a server with 16 groups of 20,000 members as remotes is below this.
 RESPONSE_BYTES_MAX = 64 << 20
@@ -168,6 +170,9 @@ def _check_free(name: str, listen: str) -> None:
 def _check_socket_free(name: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"{name} unix:{path}: {path.parent} is not a directory")
+    size_bytes = len(os.fsencode(path))
+    if size_bytes > SOCKET_PATH_BYTES_MAX:
+        raise ConfigError(f"{name} unix:{path}: the path has {size_bytes} bytes, the most allowed is {SOCKET_PATH_BYTES_MAX}")
     if not path.exists():
         return
     if not path.is_socket():
@@ -201,20 +206,22 @@ async def run_controller(config: ControllerConfig) -> None:
     try:
         server = ControllerServer(core, config)
         await server.start()
-        log.info(
-            "controller_started",
-            address=server.address,
-            admin_address=server.admin_address,
-            data_dir=config.data_dir,
-            store_epoch=core.store_epoch,
-            revision=core.state.revision,
-            version=version("secgroups"),
-        )
-        if config.ready_file:
-            _write_ready_file(Path(config.ready_file), server)
-        await stopped.wait()
-        log.info("controller_stopping", drain_s=config.drain_s)
-        await server.stop(config.drain_s)
+        try:
+            if config.ready_file:
+                _write_ready_file(Path(config.ready_file), server)
+            log.info(
+                "controller_started",
+                address=server.address,
+                admin_address=server.admin_address,
+                data_dir=config.data_dir,
+                store_epoch=core.store_epoch,
+                revision=core.state.revision,
+                version=version("secgroups"),
+            )
+            await stopped.wait()
+            log.info("controller_stopping", drain_s=config.drain_s)
+        finally:
+            await server.stop(config.drain_s)
     finally:
         await core.close()
     log.info("controller_stopped", revision=core.state.revision)
