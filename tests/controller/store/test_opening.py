@@ -19,6 +19,7 @@ from secgroups.controller.core import Core
 from secgroups.controller.errors import StoreFileError, StoreUnavailableError
 from secgroups.controller.state import State
 from secgroups.controller.store.migrations import MIGRATIONS
+from secgroups.controller.store.opening import begin_journal, open_writer
 from secgroups.controller.store.sqlite import SqliteStore
 
 Spoil = Callable[[Path], object]
@@ -254,3 +255,11 @@ def test_a_path_that_can_not_be_is_named_and_nothing_is_made(tmp_path: Path, wor
     with pytest.raises(StoreFileError, match=words):
         SqliteStore(tmp_path / where)
     assert {each.name for each in tmp_path.iterdir()} - {"folder.lock"} == {"file", "folder"}
+
+
+@pytest.mark.parametrize(("synchronous", "durable"), [(2, True), (0, False)])
+def test_a_commit_waits_for_the_disk_and_references_are_guarded(path: Path, synchronous: int, durable: bool) -> None:
+    with closing(open_writer(path, durable=durable)) as connection:
+        begin_journal(connection)
+        settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "foreign_keys", "journal_mode")]
+        assert settings == [synchronous, 1, "wal"]
