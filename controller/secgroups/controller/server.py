@@ -111,7 +111,8 @@ class ControllerServer:
         add_RuleServiceServicer_to_server(RuleService(core), self._api)
         add_ServerServiceServicer_to_server(ServerService(core, limits), self._api)
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
-        add_RulesetServiceServicer_to_server(RulesetService(core, self._watchers), self._api)
+        self._rulesets = RulesetService(core, self._watchers)
+        add_RulesetServiceServicer_to_server(self._rulesets, self._api)
         add_AgentServiceServicer_to_server(Agents(core, StreamSettings(heartbeat_s=config.heartbeat_s)), self._api)
         self._add_health_and_reflection(self._api, SERVICES)
         self._admin = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
@@ -137,7 +138,7 @@ class ControllerServer:
         """Refuse new calls, end streams, and end the calls that run after ``grace_s``."""
         await self._health.enter_graceful_shutdown()
         self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
-        self._watchers.close()
+        self._rulesets.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
         self._unlisten()
 

@@ -27,6 +27,13 @@ class RulesetService(RulesetServiceServicer):
         """``watchers`` are told of every change of ``core`` by whoever made them."""
         self._core = core
         self._watchers = watchers
+        self._waits: set[asyncio.Task[pb.WaitForRevisionResponse]] = set()
+
+    def close(self) -> None:
+        """End watches and waits, and with a reason: agents are told to go as well, so nothing comes into force any more."""
+        self._watchers.close()
+        for wait in self._waits:
+            wait.cancel()
 
     async def GetEffectiveRuleset(self, request: pb.GetEffectiveRulesetRequest, context: Context) -> pb.GetEffectiveRulesetResponse:
         project, server_id = _server_named(request)
@@ -80,7 +87,19 @@ class RulesetService(RulesetServiceServicer):
         )
 
     async def WaitForRevision(self, request: pb.WaitForRevisionRequest, context: Context) -> pb.WaitForRevisionResponse:
-        return await wait_for_revision(self._core, request)
+        stopping = StoreUnavailableError("the controller is stopping; wait again")
+        if self._watchers.closed:
+            raise stopping
+        wait = asyncio.create_task(wait_for_revision(self._core, request))
+        self._waits.add(wait)
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            if self._watchers.closed:
+                raise stopping from None
+            raise
+        finally:
+            self._waits.discard(wait)
 
 
 def _server_named(request: pb.GetEffectiveRulesetRequest | pb.WatchEffectiveRulesetRequest) -> tuple[str, str]:
