@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -289,6 +290,8 @@ def _started(folder: Path, checks: Checks) -> Iterator[Stack]:
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object; progress goes to stderr.")
 def command(as_json: bool) -> None:
     """Show the main job with real processes and check every step."""
+    # Whoever runs out of patience ends us with SIGTERM: the processes we started must go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     checks = Checks(quiet=as_json)
     took_ms: list[float] = []

@@ -89,12 +89,12 @@ class Stack:
         self.agents: dict[str, Process] = {}
 
     def start(self) -> None:
-        """Start the controller, then the agents. StackError if one does not start; those that did are stopped."""
+        """Start the controller, then the agents. StackError if one does not start. Whatever ends it half way, all are stopped."""
         try:
             self.controller.start()
             for agent_id in self._agent_ids:
                 self.start_agent(agent_id)
-        except StackError:
+        except BaseException:
             self.stop()
             raise
 
@@ -106,8 +106,8 @@ class Stack:
         agent = self._process(
             agent_id, ["secgroups.agent", *own, "--controller", self.controller.address, "--listen", "127.0.0.1:0"]
         )
-        agent.start()
         self.agents[agent_id] = agent
+        agent.start()
         return agent
 
     def stop(self) -> None:
