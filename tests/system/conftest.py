@@ -13,20 +13,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from running_system import System
 
 
-@pytest.fixture
-def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., System]]:
-    """Start a controller and the agents that are named; they speak and reconnect often, and are stopped at the end."""
-    monkeypatch.setenv("SECGROUPS_CONTROLLER_HEARTBEAT_S", "0.5")
-    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MIN_S", "0.05")
-    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MAX_S", "0.2")
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., System]]:
+    """Start a controller and the agents that are named; they speak and reconnect often, and are stopped with the module."""
     started: list[System] = []
 
     def start(*agent_ids: str) -> System:
-        made = System(tmp_path, agent_ids)
+        made = System(tmp_path_factory.mktemp("system"), agent_ids)
         started.append(made)
         made.start()
         return made
 
-    yield start
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SECGROUPS_CONTROLLER_HEARTBEAT_S", "0.5")
+        environment.setenv("SECGROUPS_AGENT_RECONNECT_MIN_S", "0.05")
+        environment.setenv("SECGROUPS_AGENT_RECONNECT_MAX_S", "0.2")
+        yield start
     for each in started:
         each.stop()

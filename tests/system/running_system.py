@@ -28,7 +28,6 @@ from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
 
-PROJECT = "p"
 TIMEOUT_S = 30.0
 STRANGER = "198.51.100.7"
 
@@ -42,11 +41,16 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 class System:
-    """Processes in ``folder``. Every call is made anew, as the controller comes and goes."""
+    """Processes in ``folder``. Every call is made anew, as the controller comes and goes.
+
+    Changes and questions are of ``project``; with a new one, tests that share the processes have names and addresses to themselves.
+    """
 
     def __init__(self, folder: Path, agent_ids: Sequence[str]) -> None:
         self.folder = folder
         self.stack = Stack(folder, agent_ids, listen=f"unix:{folder}/api.sock")
+        self.project = "p0"
+        self._projects = count(1)
         self._source_ports = count(40_000)
 
     def start(self) -> None:
@@ -54,6 +58,10 @@ class System:
 
     def stop(self) -> None:
         self.stack.stop()
+
+    def renew_project(self) -> None:
+        """Go on in a project that nobody has used."""
+        self.project = f"p{next(self._projects)}"
 
     def ask(self, stub: Callable[[grpc.Channel], Any], method: str, request: Any, address: str = "") -> Any:
         with grpc.insecure_channel(address or self.stack.controller.address) as channel:
@@ -63,38 +71,37 @@ class System:
 
     def group(self, name: str, *ports: int) -> str:
         """Make a group that allows TCP from anywhere to ``ports``; return its id."""
-        made = self.ask(GroupServiceStub, "CreateGroup", groups_pb.CreateGroupRequest(project=PROJECT, name=name)).group
+        made = self.ask(GroupServiceStub, "CreateGroup", groups_pb.CreateGroupRequest(project=self.project, name=name)).group
         for port in ports:
             self.rule(made.id, port)
         return str(made.id)
 
     def rule(self, group_id: str, port: int) -> str:
-        spec = types.RuleSpec(
-            direction=types.DIRECTION_INGRESS,
-            protocol=types.PROTOCOL_TCP,
-            ports=types.PortRange(first=port),
-            anywhere=types.Anywhere(),
-        )
-        request = rules_pb.CreateRuleRequest(project=PROJECT, group_id=group_id, rule=spec)
+        request = rules_pb.CreateRuleRequest(project=self.project, group_id=group_id, rule=_tcp_from_anywhere(port))
         return str(self.ask(RuleServiceStub, "CreateRule", request).rule.id)
 
+    def replace_rules(self, group_id: str, *ports: int) -> int:
+        rules = [_tcp_from_anywhere(port) for port in ports]
+        request = rules_pb.ReplaceRulesRequest(project=self.project, group_id=group_id, rules=rules)
+        return int(self.ask(RuleServiceStub, "ReplaceRules", request).revision)
+
     def delete_rule(self, rule_id: str) -> int:
-        request = rules_pb.DeleteRuleRequest(project=PROJECT, id=rule_id)
+        request = rules_pb.DeleteRuleRequest(project=self.project, id=rule_id)
         return int(self.ask(RuleServiceStub, "DeleteRule", request).revision)
 
     def server(self, server_id: str, address: str, agent_id: str, *group_ids: str) -> int:
         request = servers_pb.CreateServerRequest(
-            project=PROJECT, id=server_id, addresses=[address], agent_id=agent_id, group_ids=group_ids
+            project=self.project, id=server_id, addresses=[address], agent_id=agent_id, group_ids=group_ids
         )
         return int(self.ask(ServerServiceStub, "CreateServer", request).revision)
 
     def move(self, server_id: str, agent_id: str) -> int:
-        request = servers_pb.UpdateServerRequest(project=PROJECT, id=server_id, agent_id=agent_id)
+        request = servers_pb.UpdateServerRequest(project=self.project, id=server_id, agent_id=agent_id)
         request.update_mask.paths.append("agent_id")
         return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
 
     def attach(self, server_id: str, group_id: str) -> int:
-        request = attachments_pb.AttachGroupRequest(project=PROJECT, server_id=server_id, group_id=group_id)
+        request = attachments_pb.AttachGroupRequest(project=self.project, server_id=server_id, group_id=group_id)
         return int(self.ask(AttachmentServiceStub, "AttachGroup", request).revision)
 
     # Questions.
@@ -107,6 +114,9 @@ class System:
         assert isinstance(found, agents_pb.Agent)
         return found
 
+    def agents(self) -> list[agents_pb.Agent]:
+        return list(self.ask(AgentServiceStub, "ListAgents", agents_pb.ListAgentsRequest()).agents)
+
     def wait_in_force(self, revision: int = 0, timeout_s: float = TIMEOUT_S) -> rulesets_pb.WaitForRevisionResponse:
         request = rulesets_pb.WaitForRevisionRequest(revision=revision or self.revision())
         request.timeout.FromNanoseconds(round(timeout_s * 1e9))
@@ -118,7 +128,7 @@ class System:
         """Return the reason of the verdict for a TCP packet from ``STRANGER``, of a new connection unless a port is given."""
         source_port = source_port or next(self._source_ports)
         packet = verdicts_pb.Packet(
-            server=f"{PROJECT}/{server_id}",
+            server=f"{self.project}/{server_id}",
             direction=types.DIRECTION_INGRESS,
             source=STRANGER,
             destination=address,
@@ -143,3 +153,12 @@ class System:
 
     def logged(self, name: str, event: str) -> list[dict[str, Any]]:
         return [each for each in self.log(name) if each["event"] == event]
+
+
+def _tcp_from_anywhere(port: int) -> types.RuleSpec:
+    return types.RuleSpec(
+        direction=types.DIRECTION_INGRESS,
+        protocol=types.PROTOCOL_TCP,
+        ports=types.PortRange(first=port),
+        anywhere=types.Anywhere(),
+    )

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 
 import grpc
 import pytest
-from running_system import PROJECT, System, wait_until
+from running_system import TIMEOUT_S, System, wait_until
 
+from secgroups.v1 import agent_service_pb2 as agents_pb
 from secgroups.v1 import group_service_pb2 as groups_pb
 from secgroups.v1 import server_service_pb2 as servers_pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
 
 WEB = "10.0.0.9"
 
 
+@pytest.fixture(scope="module")
+def shared(system: Callable[..., System]) -> System:
+    return system("a1", "a2")
+
+
+@pytest.fixture
+def site(shared: System) -> System:
+    """A controller and the agents a1 and a2, all of which run, and a project of its own."""
+    shared.renew_project()
+    return shared
+
+
 def test_a_deleted_rule_ends_an_established_connection_and_the_same_one_goes_on_when_it_is_back(
-    system: Callable[..., System],
+    site: System,
 ) -> None:
-    site = system("a1")
     group_id = site.group("web")
     rule_id = site.rule(group_id, 22)
     site.server("w1", WEB, "a1", group_id)
@@ -35,8 +51,7 @@ def test_a_deleted_rule_ends_an_established_connection_and_the_same_one_goes_on_
     assert site.decide("a1", "w1", WEB, 22, 50_000, "ACK") == "ESTABLISHED"
 
 
-def test_who_is_behind_is_named_with_the_reason(system: Callable[..., System]) -> None:
-    site = system("a1", "a2")
+def test_who_is_behind_is_named_with_the_reason(site: System) -> None:
     group_id = site.group("web", 80)
     site.server("w1", WEB, "a1", group_id)
     site.server("w2", "10.0.0.10", "a2", group_id)
@@ -62,8 +77,7 @@ def test_who_is_behind_is_named_with_the_reason(system: Callable[..., System]) -
     assert site.decide("a2", "w2", "10.0.0.10", 443) == "NEW"
 
 
-def test_an_agent_that_never_came_is_behind_until_its_server_is_guarded_by_another(system: Callable[..., System]) -> None:
-    site = system("a1")
+def test_an_agent_that_never_came_is_behind_until_its_server_is_guarded_by_another(site: System) -> None:
     revision = site.server("w1", WEB, "ghost", site.group("web", 80))
     answer = site.wait_in_force(revision, timeout_s=0)
     assert [(each.agent_id, each.connected, each.applied_revision) for each in answer.lagging] == [("ghost", False, 0)]
@@ -72,8 +86,7 @@ def test_an_agent_that_never_came_is_behind_until_its_server_is_guarded_by_anoth
     wait_until(lambda: site.decide("a1", "w1", WEB, 80) == "NEW", "the other agent guards it")
 
 
-def test_a_server_on_the_move_is_guarded_at_every_moment(system: Callable[..., System]) -> None:
-    site = system("a1", "a2")
+def test_a_server_on_the_move_is_guarded_at_every_moment(site: System) -> None:
     site.server("w1", WEB, "a1", site.group("web", 80))
     assert site.wait_in_force().in_force
     old, new = "a1", "a2"
@@ -89,21 +102,113 @@ def test_a_server_on_the_move_is_guarded_at_every_moment(system: Callable[..., S
         old, new = new, old
 
 
-def test_the_state_of_agents_is_told(system: Callable[..., System]) -> None:
-    site = system("a1")
-    site.server("w1", WEB, "a1", site.group("web", 80))
-    site.server("w2", "10.0.0.10", "ghost")
-    revision = site.revision()
-    wait_until(lambda: site.agent("a1").applied_revision == revision, "all is applied")
-    told, ghost = site.agent("a1"), site.agent("ghost")
-    assert (told.connected, told.server_count, list(told.rejected), told.boot_id != "") == (True, 1, [], True)
-    assert (ghost.connected, ghost.server_count, ghost.applied_revision) == (False, 1, 0)
-    assert site.decide("a1", "w1", WEB, 80) == "NEW"
-    wait_until(lambda: site.agent("a1").report.flows == 1, "the flow is reported")
+def test_the_state_of_agents_is_told(site: System) -> None:
+    """``late`` has not come yet when it is given a server, comes, and goes."""
+    site.server("w1", WEB, "late", site.group("web", 80))
+    told = site.agent("late")
+    assert (told.connected, told.server_count, told.applied_revision, told.boot_id) == (False, 1, 0, "")
+    assert not told.HasField("staleness")
+    assert told.pending_revisions >= 1
+
+    late = site.stack.start_agent("late")
+    assert site.wait_in_force().in_force
+    told = site.agent("late")
+    assert (told.connected, told.server_count, told.applied_revision, told.pending_revisions) == (True, 1, site.revision(), 0)
+    assert told.boot_id
+    assert not told.rejected
+    assert site.decide("late", "w1", WEB, 80) == "NEW"
+    wait_until(lambda: site.agent("late").report.flows == 1, "the flow is reported")
+    assert [agent.id for agent in site.agents()] == sorted(agent.id for agent in site.agents())
+    assert {"a1", "a2", "late"} <= {agent.id for agent in site.agents() if agent.connected}
+
+    late.stop()
+    wait_until(lambda: not site.agent("late").connected, "it is gone")
+    before = site.agent("late").staleness.ToMicroseconds()
+    wait_until(lambda: site.agent("late").staleness.ToMicroseconds() > before, "it grows stale")
+    site.rule(site.group("ssh"), 22)
+    site.attach("w1", site.group("more", 443))
+    told = site.agent("late")
+    assert (told.connected, told.pending_revisions) == (False, 1)
+    assert told.applied_revision < site.revision()
 
 
-def test_a_project_sees_nothing_of_another(system: Callable[..., System]) -> None:
-    site = system()
+def test_what_an_agent_can_not_enforce_is_told_and_not_in_force(site: System) -> None:
+    """A foreign agent, which knows all groups but the one with port 443."""
+    group_id = site.group("web", 80)
+    site.server("w1", WEB, "foreign", group_id)
+    with foreign_agent(site, "foreign", refuses_port=443) as heard:
+        assert site.wait_in_force().in_force
+        revision = site.attach("w1", refused := site.group("modern", 443))
+        wait_until(lambda: bool(site.agent("foreign").rejected), "the rejection is told")
+        answer = site.wait_in_force(revision, timeout_s=0)
+        (rejected,) = site.agent("foreign").rejected
+        assert (rejected.object.kind, rejected.object.key, rejected.message) == (agents_pb.OBJECT_KIND_GROUP, refused, "port 443")
+        assert not answer.in_force
+        assert answer.agents_touched == 1
+        assert f"rejected group {refused}" in answer.lagging[0].reason
+        assert "port 443" in answer.lagging[0].reason
+        # What does not concern the rejected object is in force, and the rejected version is not sent again.
+        assert site.wait_in_force(site.delete_rule(site.rule(group_id, 22))).in_force
+        assert heard.count(refused) == 1
+        # A version that can be enforced takes the place of the one that can't.
+        site.replace_rules(refused, 8443)
+        assert site.wait_in_force().in_force
+        assert not site.agent("foreign").rejected
+        assert heard.count(refused) == 2
+
+
+@contextmanager
+def foreign_agent(site: System, agent_id: str, *, refuses_port: int) -> Iterator[list[str]]:
+    """Subscribe as ``agent_id`` and reject groups with ``refuses_port``; yield the ids of the groups as they come."""
+    groups: list[str] = []
+    to_say: SimpleQueue[agents_pb.SubscribeRequest | None] = SimpleQueue()
+    hello = agents_pb.Hello(agent_id=agent_id, boot_id="b1", version="0")
+    to_say.put(agents_pb.SubscribeRequest(hello=hello))
+    with grpc.insecure_channel(site.stack.controller.address) as channel:
+        stream = AgentServiceStub(channel).Subscribe(iter(to_say.get, None))
+
+        def hear() -> None:
+            rejected: list[agents_pb.RejectedObject] = []
+            try:
+                for message in stream:
+                    update, point = message.update, message.sync_point
+                    groups.extend(group.group_id for group in update.groups)
+                    rejected += rejections(update, refuses_port)
+                    if message.HasField("bookmark"):
+                        to_say.put(acknowledgement(0, message.bookmark.revision, []))
+                    elif point.nonce or (update.nonce and not update.more):
+                        to_say.put(acknowledgement(update.nonce or point.nonce, update.revision or point.revision, rejected))
+                        rejected = []
+            except grpc.RpcError:
+                return  # cancelled below
+
+        listener = Thread(target=hear)
+        listener.start()
+        try:
+            yield groups
+        finally:
+            to_say.put(None)
+            stream.cancel()
+            listener.join(TIMEOUT_S)
+
+
+def rejections(update: agents_pb.Update, port: int) -> list[agents_pb.RejectedObject]:
+    return [
+        agents_pb.RejectedObject(
+            object=agents_pb.ObjectVersion(kind=agents_pb.OBJECT_KIND_GROUP, key=group.group_id, version=group.version),
+            code=grpc.StatusCode.UNIMPLEMENTED.value[0],
+            message=f"port {port}",
+        )
+        for group in update.groups
+        if any(rule.spec.ports.first == port for rule in group.rules)
+    ]
+
+
+def acknowledgement(nonce: int, revision: int, rejected: list[agents_pb.RejectedObject]) -> agents_pb.SubscribeRequest:
+    return agents_pb.SubscribeRequest(ack=agents_pb.Ack(nonce=nonce, applied_revision=revision, rejected=rejected))
+
+
+def test_a_project_sees_nothing_of_another(site: System) -> None:
     group_id = site.group("web", 80)
     site.server("w1", WEB, "a1", group_id)
     listed = site.ask(ServerServiceStub, "ListServers", servers_pb.ListServersRequest(project="other"))
@@ -120,7 +225,7 @@ def test_a_project_sees_nothing_of_another(system: Callable[..., System]) -> Non
         with pytest.raises(grpc.RpcError) as refused:
             site.ask(stub, method, request)
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
-        assert PROJECT not in refused.value.details().split()  # type: ignore[attr-defined]
+        assert site.project not in refused.value.details().split()  # type: ignore[attr-defined]
     # The same id and address in another project are other things.
     request = servers_pb.CreateServerRequest(project="other", id="w1", addresses=[WEB])
     assert site.ask(ServerServiceStub, "CreateServer", request).server.id == "w1"

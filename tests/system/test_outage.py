@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from running_system import System, wait_until
@@ -12,13 +14,28 @@ WEB = "10.0.0.9"
 Spoil = Callable[[bytes], bytes]
 
 
+@pytest.fixture(scope="module")
+def shared(system: Callable[..., System]) -> System:
+    return system("a1")
+
+
 @pytest.fixture
-def site(system: Callable[..., System]) -> System:
-    """Server w1 of agent a1 allows TCP 80 from anywhere, and that is in force."""
-    made = system("a1")
-    made.server("w1", WEB, "a1", made.group("web", 80))
-    assert made.wait_in_force().in_force
-    return made
+def site(shared: System) -> System:
+    """Both processes run; server w1 of agent a1 allows TCP 80 from anywhere, and that is in force."""
+    shared.renew_project()
+    guard_web_server(shared)
+    return shared
+
+
+def guard_web_server(site: System) -> None:
+    site.server("w1", WEB, "a1", site.group("web", 80))
+    assert site.wait_in_force().in_force
+
+
+def cached(site: System) -> bool:
+    """Whether the cache on disk has this project's server, and so all that came with it."""
+    file = site.folder / "a1" / "ruleset.cache"
+    return file.exists() and f"{site.project}/w1".encode() in file.read_bytes()
 
 
 def enforced(site: System) -> tuple[str, str]:
@@ -49,7 +66,7 @@ def test_changes_acknowledged_just_before_the_crash_are_there_after_it(site: Sys
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: System, end: str) -> None:
-    wait_until(lambda: bool((site.folder / "a1" / "ruleset.cache").exists()), "the cache is written")
+    wait_until(lambda: cached(site), "the cache is written")
     site.stack.controller.kill()
     getattr(site.stack.agents["a1"], end)()
     site.stack.agents["a1"].start()
@@ -60,39 +77,74 @@ def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: S
     assert site.wait_in_force().in_force
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda cache: b"",
-        lambda cache: cache[:-1],
-        lambda cache: cache[:20],
-        lambda cache: cache + b"x",
-        lambda cache: cache[:60] + bytes([cache[60] ^ 1]) + cache[61:],
-        lambda cache: b"\x00" * len(cache),
-    ],
-    ids=["empty", "short by one", "half a header", "long by one", "one bit", "zeros"],
-)
-def test_a_damaged_cache_is_set_aside_and_never_used_in_part(site: System, spoil: Spoil) -> None:
-    cache = site.folder / "a1" / "ruleset.cache"
-    wait_until(cache.exists, "the cache is written")
+def one_bit(cache: bytes, at: int) -> bytes:
+    return cache[:at] + bytes([cache[at] ^ 1]) + cache[at + 1 :]
+
+
+def of_agent_a2(cache: bytes) -> bytes:
+    """Make it a good cache of another agent."""
+    payload = cache[52:].replace(b"\x0a\x02a1", b"\x0a\x02a2", 1)
+    assert payload != cache[52:]
+    return cache[:20] + sha256(payload).digest() + payload
+
+
+SPOILS: list[tuple[str, Spoil]] = [
+    ("is torn: 0 bytes are less than its header", lambda cache: b""),
+    ("is torn: 51 bytes are less than its header", lambda cache: cache[:51]),
+    ("is torn: 0 bytes of", lambda cache: cache[:52]),
+    ("is torn", lambda cache: cache[:-1]),
+    ("is torn", lambda cache: cache + b"x"),
+    ("is not a cache of an agent", lambda cache: b"\x00" * len(cache)),
+    ("has format version 0, this agent reads 1", lambda cache: one_bit(cache, 8)),
+    ("its checksum does not fit", lambda cache: one_bit(cache, 20)),
+    ("its checksum does not fit", lambda cache: one_bit(cache, len(cache) - 1)),
+    ("is of agent a2, this is a1", of_agent_a2),
+]
+
+
+def test_a_damaged_cache_is_set_aside_and_never_used_in_part(site: System) -> None:
+    agent, cache = site.stack.agents["a1"], site.folder / "a1" / "ruleset.cache"
     site.stack.controller.kill()
-    site.stack.agents["a1"].stop()
+    agent.stop()
     good = cache.read_bytes()
-    cache.write_bytes(spoil(good))
-    site.stack.agents["a1"].start()
-    assert enforced(site) == ("UNKNOWN_SERVER", "UNKNOWN_SERVER")
-    (said,) = site.logged("a1", "cache_set_aside")
-    aside = site.folder / "a1" / said["file"].rpartition("/")[2]
-    assert aside.read_bytes() == spoil(good)
+    for words, spoil in SPOILS:
+        spoiled = spoil(good)
+        cache.write_bytes(spoiled)
+        agent.start()
+        assert enforced(site) == ("UNKNOWN_SERVER", "UNKNOWN_SERVER"), words
+        said = site.logged("a1", "cache_set_aside")[-1]
+        assert str(cache) in said["reason"]
+        assert words in said["reason"]
+        assert Path(said["file"]).read_bytes() == spoiled
+        assert not cache.exists()
+        agent.stop()
+    assert len(site.logged("a1", "cache_set_aside")) == len(SPOILS)
+    assert len(list(cache.parent.glob("*.damaged-*"))) == 5
+    agent.start()
     site.stack.controller.start()
     wait_until(lambda: enforced(site) == ("NEW", "NO_RULE"), "what the controller says is in force")
-    wait_until(lambda: cache.exists() and cache.read_bytes() == good, "the cache is whole again")
+    wait_until(lambda: cached(site), "the cache is written anew")
 
 
-def test_a_database_of_another_epoch_is_taken_on_whole(site: System) -> None:
-    """Restored by hand, with a lower revision than the agent has seen."""
+def test_the_good_cache_is_used_again(site: System) -> None:
+    """The neighbour of those above: nothing is set aside, and a half-written one beside it does no harm."""
+    agent = site.stack.agents["a1"]
+    before = len(site.logged("a1", "cache_set_aside"))
+    site.stack.controller.kill()
+    agent.stop()
+    (site.folder / "a1" / "ruleset.cache.new").write_bytes(b"SECGRPAG, and then the power went")
+    agent.start()
+    assert enforced(site) == ("NEW", "NO_RULE")
+    assert len(site.logged("a1", "cache_set_aside")) == before
+    site.stack.controller.start()
+    wait_until(lambda: site.agent("a1").connected, "the agent is back")
+
+
+def test_a_database_of_another_epoch_is_taken_on_whole(system: Callable[..., System]) -> None:
+    """One that begins anew, with lower revisions than the agent has seen."""
+    site = system("a1")
+    guard_web_server(site)
     site.rule(site.group("more", 1, 2, 3, 4, 5, 6), 7)
-    assert site.wait_in_force().in_force
     site.stack.controller.stop()
     shutil.rmtree(site.folder / "controller")
     (site.folder / "controller").mkdir()
@@ -105,7 +157,9 @@ def test_a_database_of_another_epoch_is_taken_on_whole(site: System) -> None:
     assert enforced(site) == ("NO_RULE", "NEW")
 
 
-def test_of_two_agents_with_one_id_the_newer_is_heard_and_the_older_says_so(site: System) -> None:
+def test_of_two_agents_with_one_id_the_newer_is_heard_and_the_older_says_so(system: Callable[..., System]) -> None:
+    site = system("a1")
+    guard_web_server(site)
     older = site.stack.agents["a1"]
     state = site.folder / "twin"
     state.mkdir()
