@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -188,6 +189,7 @@ def _check_socket_free(name: str, path: Path) -> None:
 
 
 def _reflection_v1(names: Sequence[str]) -> grpc.GenericRpcHandler:
+    _make_reflection_v1_known()
     servicer = reflection.aio.ReflectionServicer(names)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
@@ -195,6 +197,17 @@ def _reflection_v1(names: Sequence[str]) -> grpc.GenericRpcHandler:
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": handler})
+
+
+def _make_reflection_v1_known() -> None:
+    """Describe the stable name as well: clients that describe all that is listed would stumble over it."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(REFLECTION_V1)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
+        text = text_format.MessageToString(file).replace("v1alpha", "v1")
+        pool.AddSerializedFile(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString())
 
 
 async def run_controller(config: ControllerConfig) -> None:
