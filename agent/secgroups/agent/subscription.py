@@ -10,6 +10,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -109,6 +110,11 @@ class Subscription:
             reason = f"{error.code().name}: {error.details()}"
         except TimeoutError:
             reason = "it has been silent for too long"
+        except asyncio.CancelledError:
+            # grpc says this of a call as well, here of one that a report could not be written to in time.
+            if _is_being_cancelled():
+                raise
+            reason = "it does not take what it is told"
         finally:
             was_connected, self.connected = self.connected, False
         wait_s = max(asked_s, self._backoff.next_wait_s())
@@ -180,9 +186,11 @@ class Subscription:
             # What a newer controller may say besides is not for this agent.
 
     async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
-        """Acknowledge what was applied, then save and log it."""
+        """Have what was applied saved, acknowledged and logged. It is saved whether or not the stream lives to hear of it."""
         if applied is None:
             return
+        if applied.objects:
+            self._applied()
         apply_us = (self._clock() - begun_ns) // 1000
         rejected = [
             pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)
@@ -202,7 +210,6 @@ class Subscription:
                 reason=refused.message,
             )
         if applied.objects:
-            self._applied()
             log.info(
                 "ruleset_applied",
                 agent_id=agent_id,
@@ -221,7 +228,7 @@ class Subscription:
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
             try:
                 await self._say(call, pb.SubscribeRequest(report=report))
-            except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except (TimeoutError, grpc.aio.AioRpcError):
                 # Whoever reads the stream finds out why.
                 return
 
@@ -235,7 +242,14 @@ class Subscription:
 
     async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
         async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:
-            await call.write(message)
+            # A stream may have ended since it was read last; then this is said to nobody, and the next read tells why.
+            with suppress(asyncio.InvalidStateError):
+                await call.write(message)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _object_version(key: tuple[int, str], version: int) -> pb.ObjectVersion:
