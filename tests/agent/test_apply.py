@@ -38,7 +38,7 @@ def two_tiers(engine):
     world = World(engine, FROM_WEB)
     world.apply(
         sets=(world.members("web", WEB4), world.members("unused", CLIENT)),
-        groups=(world.group("web", DNS), world.group("nobody", SSH)),
+        groups=(world.group("web", DNS), world.group("nobody", SSH), world.group("empty")),
         servers=(world.binding(WEB, "web"),),
     )
     return world
@@ -63,6 +63,7 @@ def two_tiers(engine):
         (set(), lambda world: {"groups": (world.group("web", DNS, name="renamed"),)}),
         (set(), lambda world: {"sets": (world.members("web", WEB4),)}),
         (set(), lambda world: {"servers": (world.binding(DB, "db"), world.binding(WEB, "web", "web"))}),
+        (set(), lambda world: {"servers": (world.binding(WEB, "web", "empty"),)}),
         (set(), lambda world: {}),
     ],
 )
@@ -115,7 +116,7 @@ def test_removed_objects_are_gone(engine):
     world = two_tiers(engine)
     world.apply(removed_groups=("nobody",), removed_sets=("unused",), removed_servers=(WEB,))
     ruleset = world.firewall.ruleset
-    assert (set(ruleset.groups), set(ruleset.sets), set(ruleset.servers)) == ({"db", "web"}, {"web"}, {DB})
+    assert (set(ruleset.groups), set(ruleset.sets), set(ruleset.servers)) == ({"db", "web", "empty"}, {"web"}, {DB})
 
 
 @pytest.mark.parametrize(

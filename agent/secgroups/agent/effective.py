@@ -97,10 +97,14 @@ class EffectiveGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EffectiveRuleset:
-    """All that decides about a server's new flows. ``groups`` is None while the rules of one of its groups are not held."""
+    """All that decides about a server's new flows.
+
+    ``groups`` are those that have rules, None while the rules of one are not held; ``group_names`` are of all it is attached to.
+    """
 
     addresses: frozenset[Address]
     groups: tuple[EffectiveGroup, ...] | None
+    group_names: tuple[str, ...] = field(compare=False)
 
     def rules(self) -> Iterator[EffectiveRule]:
         """Yield every rule, group by group."""
@@ -135,5 +139,9 @@ def _effective_rules(source: GroupRules, sets: Mapping[str, AddressSet]) -> tupl
 def effective_ruleset(binding: ServerBinding, groups: Mapping[str, EffectiveGroup]) -> EffectiveRuleset:
     """Return what holds for the server of ``binding``."""
     group_ids = sorted(set(binding.group_ids))
-    held = tuple(groups[group_id] for group_id in group_ids if group_id in groups)
-    return EffectiveRuleset(addresses=binding.addresses, groups=held if len(held) == len(group_ids) else None)
+    held = [groups[group_id] for group_id in group_ids if group_id in groups]
+    return EffectiveRuleset(
+        addresses=binding.addresses,
+        groups=tuple(group for group in held if group.rules) if len(held) == len(group_ids) else None,
+        group_names=tuple(group.source.name for group in held),
+    )

@@ -118,8 +118,7 @@ def _find_rule_text(rule_id: str, ruleset: Ruleset, effective: EffectiveRuleset 
 
 
 def _groups_text(effective: EffectiveRuleset | None, ruleset: Ruleset) -> str:
-    names = [group.source.name for group in (effective.groups if effective else None) or ()]
-    return ", ".join(names) or "no group at all"
+    return ", ".join(effective.group_names if effective else ()) or "no group at all"
 
 
 def _packet_text(packet: Packet) -> str:
