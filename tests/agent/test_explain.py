@@ -217,6 +217,15 @@ def test_nearest_rules_are_told_for_no_rule_only(engine):
     assert world.explain(tcp(CLIENT, MINE, 24, ACK)).nearest == ()
 
 
+def test_for_a_later_fragment_no_rule_is_near_since_it_does_not_show_what_rules_look_at(engine):
+    world = World(engine, rule("r", INGRESS, ICMP, None, "198.51.100.0/24", icmp_type=0))
+    first = icmp(CLIENT, MINE, 8, fragment=FIRST)
+    assert world.explain(first).nearest == ()  # type and remote fail
+    world.reason(first)
+    told = world.explain(replace(first, fragment=LATER, icmp_type=0, icmp_id=0))
+    assert (told.step, told.verdict.reason.name, told.nearest) == (7, "NO_RULE", ())
+
+
 def test_a_renamed_group_is_told_by_its_new_name(engine):
     world = World(engine, SSH, ANY_EGRESS)
     world.apply(groups=(world.group("db", SSH, ANY_EGRESS, name="database"),))

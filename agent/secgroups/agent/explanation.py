@@ -12,6 +12,7 @@ from secgroups.agent.flow import (
     UDP,
     Direction,
     Explanation,
+    Fragment,
     NearMiss,
     Packet,
     Reason,
@@ -56,7 +57,8 @@ def describe_rule(found: EffectiveRule, ruleset: Ruleset) -> str:
 
 def explained(packet: Packet, judgement: Judgement, ruleset: Ruleset, effective: EffectiveRuleset | None) -> Explanation:
     """Return ``judgement`` of ``packet`` with its grounds; ``effective`` is None for a server that is not known."""
-    is_unruled = judgement.verdict.reason is Reason.NO_RULE
+    # A later fragment shows neither ports nor types: what it lacks would be told as what fails.
+    is_unruled = judgement.verdict.reason is Reason.NO_RULE and packet.fragment is not Fragment.LATER
     return Explanation(
         verdict=judgement.verdict,
         step=judgement.step,
