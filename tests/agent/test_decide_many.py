@@ -45,6 +45,7 @@ from secgroups.agent.records import (
     pack,
     pack_many,
     record_dtype,
+    unpack,
     verdict_dtype,
 )
 
@@ -222,6 +223,47 @@ def test_decide_many_is_decide_over_and_over(engine, conversations, batch):
         answers += many_of(packed, *asked[at : at + batch])
     assert [(answer.verdict, answer.step) for answer in answers] == expected
     assert packed.firewall.stats(packed.now_ns) == one_by_one.firewall.stats(one_by_one.now_ns)
+
+
+SEEDS = [
+    SYN_IN,
+    PING_IN,
+    error_about(OPENED),
+    udp(CLIENT, DB4, 53, fragment=FIRST, fragment_id=1),
+    udp(CLIENT, DB4, 53, fragment=LATER, fragment_id=1),
+    icmp(CLIENT6, "2001:db8::9", 128),
+]
+broken_st = st.tuples(
+    st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, RECORD_BYTES - 1), st.binary(min_size=1, max_size=4)), max_size=2)
+)
+
+
+def broken(handle, asked, changes):
+    record = pack(asked, handle)[0]
+    for at, new in changes:
+        record = changed(record, at, new)[:RECORD_BYTES]
+    return record
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.lists(broken_st, max_size=12),
+    noise=st.lists(st.binary(min_size=RECORD_BYTES, max_size=RECORD_BYTES), max_size=2),
+    quotes=st.sampled_from([b"", QUOTE, changed(QUOTE, 37, b"\x07")]),
+)
+def test_whatever_the_bytes_are_they_get_the_verdict_of_the_packet_that_they_are(engine, asked, noise, quotes):
+    reference, packed = (World(each, SSH, DNS, PING, ANY_EGRESS) for each in ("reference", engine))
+    many_of(packed, OPENED)
+    reference.decide(OPENED)
+    handle = packed.firewall.server_handle(DB)
+    records = [broken(handle, *each) for each in asked] + noise
+    expected = []
+    for each in records:
+        packet_of = unpack(each, quotes, {handle: DB}.get)
+        step = reference.explain(packet_of).step
+        expected.append((reference.decide(packet_of), step))
+    answers = many(packed, b"".join(records), quotes)
+    assert [(answer.verdict, answer.step) for answer in answers] == expected
 
 
 @pytest.mark.parametrize("form", ["bytes", "bytearray", "memoryview", "array of bytes", "structured array", "rows"])
