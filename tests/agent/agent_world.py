@@ -21,6 +21,7 @@ from secgroups.agent.flow import (
     TcpFlags,
     Verdict,
 )
+from secgroups.agent.records import RECORD_BYTES, VERDICT_BYTES, PackedVerdict, pack_many, unpack_verdict
 from secgroups.agent.reference import Applied
 from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, RulesetUpdate, ServerBinding
 from secgroups.agent.settings import EngineSettings
@@ -232,3 +233,22 @@ class World:
 
     def flow_count(self) -> int:
         return self.firewall.stats(self.now_ns).flows
+
+
+def many(world: World, records: bytes, quotes: bytes = b"") -> list[PackedVerdict]:
+    """Return what ``decide_many`` of the world's firewall says of packed records."""
+    verdicts = bytearray(len(records) // RECORD_BYTES * VERDICT_BYTES)
+    world.firewall.decide_many(records, world.now_ns, verdicts, quotes)
+    return [
+        unpack_verdict(verdicts[at : at + VERDICT_BYTES], world.firewall.rule_id) for at in range(0, len(verdicts), VERDICT_BYTES)
+    ]
+
+
+def many_of(world: World, *asked: Packet) -> list[PackedVerdict]:
+    """Pack packets into one batch and return what ``decide_many`` says of them."""
+    return many(world, *pack_many(asked, world.firewall.server_handle))
+
+
+def names(answers: list[PackedVerdict]) -> list[tuple[str, int]]:
+    """Return the reasons of verdicts, with the rows that decided."""
+    return [(answer.verdict.reason.name, answer.step) for answer in answers]

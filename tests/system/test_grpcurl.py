@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,13 @@ SYN = {
     "destination_port": 22,
     "tcp_flags": ["TCP_FLAG_SYN"],
 }
+
+
+def packed_syn(server_handle: int) -> str:
+    """Return ``SYN`` as a record, the way JSON carries bytes."""
+    addresses = b"".join(ip_address(f"::ffff:{SYN[end]}").packed for end in ("source", "destination"))
+    numbers = struct.pack("<IHHBBBB", server_handle, SYN["source_port"], SYN["destination_port"], 6, 4, 1, 2)
+    return b64encode((addresses + numbers).ljust(64, b"\0")).decode()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -211,6 +221,11 @@ def test_every_call_answers(controller: Client, agent: Client, called: set[str])
     decided = agent.call("VerdictService/Decide", packet=SYN)
     assert (decided["reason"], decided["rule_id"]) == ("REASON_NEW", ssh["id"])
     assert agent.call("VerdictService/GetStats")["flows"] == "1"
+    (handle,) = agent.call("VerdictService/DecideStream", servers=["p/s1"])["server_handles"]
+    streamed = agent.call("VerdictService/DecideStream", records=packed_syn(handle))
+    # An opening packet once more: allowed by its flow (reason 2) in row 9.
+    assert b64decode(streamed["verdicts"])[:4] == bytes([1, 2, 0, 9])
+    assert [each["rule_id"] for each in streamed["rules"]] == [ssh["id"]]
 
     controller.call("ServerService/DeleteServer", project="p", id="s1")
     controller.call("GroupService/DeleteGroup", project="p", id=spare)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Container
+from typing import TYPE_CHECKING, Protocol
 
 from secgroups.agent.counters import Stats
 from secgroups.agent.errors import ConfigError
@@ -11,6 +12,9 @@ from secgroups.agent.reference import Applied, ReferenceEngine
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.table import FlowTable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 class Engine(Protocol):
@@ -27,6 +31,16 @@ class Engine(Protocol):
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied: ...
 
     def decide(self, packet: Packet, now_ns: int) -> Verdict: ...
+
+    def server_handle(self, server: str) -> int: ...
+
+    def rule_id(self, handle: int) -> str: ...
+
+    def decide_many(
+        self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b""
+    ) -> None: ...
+
+    def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]: ...
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation: ...
 
@@ -77,6 +91,37 @@ class Firewall:
     def decide(self, packet: Packet, now_ns: int) -> Verdict:
         """Return the verdict for ``packet`` and track its flow if it is allowed. Raises nothing; a full table denies."""
         return self._engine.decide(packet, now_ns)
+
+    def server_handle(self, server: str) -> int:
+        """Return the number by which records name ``server`` (``project/id``), 0 if it is not guarded.
+
+        It holds for the life of this firewall, or until the server goes; it then names none, and never another. A server that
+        comes back has a new one.
+        """
+        return self._engine.server_handle(server)
+
+    def rule_id(self, handle: int) -> str:
+        """Return the id of the rule that verdict entries name by ``handle``, empty if it is 0 or of a rule that is gone.
+
+        The handle of a rule that is gone holds while a flow names it, in any case until the next ``apply``; it never names another.
+        """
+        return self._engine.rule_id(handle)
+
+    def decide_many(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None:
+        """Write one 8-byte verdict entry per 64-byte record, in order; later records see the flows that earlier ones opened.
+
+        All are C-contiguous buffers of whole entries, laid out as ``records`` (the module) says, of any item type and shape;
+        ``verdicts`` has room for exactly as many as there are records and shares no memory with them. ValueError, which names
+        the sizes, if not; then nothing was decided.
+        """
+        self._engine.decide_many(records, now_ns, verdicts, quotes)
+
+    def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]:
+        """Return the ids of all rules that verdict entries name, by handle, those in ``known`` left out.
+
+        ``verdicts`` are whole entries as ``decide_many`` wrote them, with no ``apply`` in between.
+        """
+        return self._engine.rules_named(verdicts, known)
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
         """Return what ``decide`` would answer now, and why. Changes nothing."""

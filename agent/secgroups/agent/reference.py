@@ -10,22 +10,40 @@ tracking (flows), table (room), fragments; and here:
 - Only a snapshot, or a removal by name, takes a server's flows away; a successor that has not been told about a server keeps
   its flows.
 - The time during which mid-stream TCP is accepted belongs to the table: a successor goes on with what is left of it.
-- Counters begin anew with each engine.
+- Counters and handles begin anew with each engine.
+- A server that went and came back has another handle than before. A rule that is gone keeps its handle while a flow names it;
+  handles are cleared away when something is applied, so ask for ids before that.
+- A first fragment that fits no header (see screening) is not remembered: it has no later ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from secgroups.agent.counters import Counters, Stats
 from secgroups.agent.effective import EffectiveGroup, effective_groups, effective_ruleset
 from secgroups.agent.explanation import explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
+from secgroups.agent.handles import Handles
 from secgroups.agent.judgement import Judgement, judge
+from secgroups.agent.records import (
+    RECORD_BYTES,
+    VERDICT,
+    check_buffers,
+    pack_verdict,
+    unpack,
+)
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
+from secgroups.agent.screening import fits_header
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.table import FlowTable
 from secgroups.agent.tracking import FlowKey
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 _FIRST_STEP_WITH_FRAGMENTS = 3
 
@@ -52,6 +70,8 @@ class ReferenceEngine:
         self._ruleset = Ruleset()
         self._groups: dict[str, EffectiveGroup] = {}
         self._counters = Counters()
+        self._server_handles = Handles()
+        self._rule_handles = Handles()
 
     @property
     def ruleset(self) -> Ruleset:
@@ -66,7 +86,7 @@ class ReferenceEngine:
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
         """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed.
 
-        ``now_ns`` is not needed here: flows are judged again when they next show a packet.
+        Flows are not judged here: they are when they next show a packet.
         """
         before, after = self._ruleset, self._ruleset.apply(update)
         groups = effective_groups(after, self._groups)
@@ -80,6 +100,7 @@ class ReferenceEngine:
                 dropped += self._table.drop_addresses(server, binding.addresses)
         self._counters.forget(_rule_ids(before) - _rule_ids(after))
         self._ruleset, self._groups = after, groups
+        self._clear_handles(now_ns)
         return Applied(
             revision=after.revision,
             servers_touched=frozenset(touched),
@@ -92,6 +113,35 @@ class ReferenceEngine:
 
         ``now_ns`` is monotonic nanoseconds and never goes back between calls. Raises nothing.
         """
+        return self._decided(packet, now_ns).verdict
+
+    def server_handle(self, server: str) -> int:
+        """Return the handle of a guarded server, 0 if it is not guarded."""
+        return self._server_handles.handle(server) if server in self._ruleset.servers else 0
+
+    def rule_id(self, handle: int) -> str:
+        """Return the rule that a verdict entry named by ``handle``, empty if none."""
+        return self._rule_handles.name(handle)
+
+    def decide_many(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None:
+        """Decide about every record, in order, and write its verdict entry. ValueError if the sizes do not fit."""
+        count = check_buffers(records, verdicts, quotes)
+        packed, quoted = memoryview(records).tobytes(), memoryview(quotes).tobytes()
+        entries = bytearray()
+        for at in range(0, count * RECORD_BYTES, RECORD_BYTES):
+            packet = unpack(packed[at : at + RECORD_BYTES], quoted, self._server_handles.name)
+            judgement = self._decided(packet, now_ns)
+            rule_id = judgement.verdict.rule_id
+            entries += pack_verdict(judgement.verdict, judgement.step, self._rule_handles.handle(rule_id) if rule_id else 0)
+        # Writes into buffers of any item type, which slices of a memoryview do not.
+        BytesIO(entries).readinto(verdicts)
+
+    def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]:
+        """Return the ids of the rule handles in verdict entries, those in ``known`` left out."""
+        handles = {handle for *_, handle in VERDICT.iter_unpack(memoryview(verdicts).tobytes())}
+        return {handle: self.rule_id(handle) for handle in sorted(handles) if handle and handle not in known}
+
+    def _decided(self, packet: Packet, now_ns: int) -> Judgement:
         judgement = self._judged(packet, now_ns)
         for key in judgement.victims:
             self._evict(key, now_ns)
@@ -100,11 +150,11 @@ class ReferenceEngine:
                 self._table.insert(judgement.flow)
             else:
                 self._table.replace(judgement.flow)
-        if packet.fragment is Fragment.FIRST and judgement.step >= _FIRST_STEP_WITH_FRAGMENTS:
+        if packet.fragment is Fragment.FIRST and judgement.step >= _FIRST_STEP_WITH_FRAGMENTS and fits_header(packet):
             epoch = self._table.guarded[packet.server].epoch
             self._table.fragments.remember(packet, judgement.verdict, group_id=judgement.group_id, epoch=epoch, now_ns=now_ns)
         self._counters.count(packet, judgement.verdict)
-        return judgement.verdict
+        return judgement
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
         """Return what ``decide`` would answer now, and why. Changes nothing. Raises nothing."""
@@ -146,6 +196,13 @@ class ReferenceEngine:
             essential=self._settings.essential_services,
             now_ns=now_ns,
         )
+
+    def _clear_handles(self, now_ns: int) -> None:
+        """Drop the handles of servers that are not guarded and of rules that are neither in force nor named by a flow."""
+        self._server_handles.drop_unless(self._ruleset.servers.__contains__)
+        if len(self._rule_handles):
+            named = _rule_ids(self._ruleset) | {flow.rule_id for flow in self._table.live(now_ns)}
+            self._rule_handles.drop_unless(named.__contains__)
 
     def _evict(self, key: FlowKey, now_ns: int) -> None:
         flow = self._table.find(key, now_ns)

@@ -26,6 +26,7 @@ from secgroups.agent.flow import (
     Direction,
     Fragment,
     Packet,
+    QuotedPacket,
     TcpFlags,
 )
 from secgroups.agent.tcp import segment_of
@@ -60,6 +61,11 @@ def is_broadcast(address: Address) -> bool:
 def is_for_many(address: Address) -> bool:
     """Whether an address is multicast or broadcast."""
     return address.is_multicast or is_broadcast(address)
+
+
+def fits_header(packet: Packet | QuotedPacket) -> bool:
+    """Whether there are IP headers that could say it; if not, no later fragment could either."""
+    return packet.source.version == packet.destination.version and 0 <= packet.protocol <= 255
 
 
 def find_fault(packet: Packet) -> str:

@@ -293,6 +293,161 @@ class DecideResponse(_message.Message):
 Global___DecideResponse: _TypeAlias = DecideResponse  # noqa: Y015
 
 @_typing.final
+class DecideStreamRequest(_message.Message):
+    """Servers to be named, packets to be judged, or both (servers first).
+
+    Numbers in records, quotes and verdicts are unsigned and little-endian, addresses 16 bytes in network order; an IPv4 address
+    a.b.c.d is written ::ffff:a.b.c.d.
+
+    A record has 64 bytes:
+
+      offset  size  field
+           0    16  source address
+          16    16  destination address
+          32     4  handle of the server, as a response told it
+          36     2  source port; 0 where the protocol has none or, in a later fragment, where it is not known
+          38     2  destination port; the same
+          40     1  protocol, the IANA number
+          41     1  IP version of both addresses, 4 or 6
+          42     1  direction: 1 ingress (towards the server), 2 egress (from it)
+          43     1  TCP flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128
+          44     1  ICMP type
+          45     1  ICMP code
+          46     2  ICMP identifier
+          48     1  fragment: 0 the whole packet, 1 its first fragment (offset 0, more follow), 2 any later one
+          49     3  zero
+          52     4  IP identification, which the fragments of one packet share; counts for fragments only
+          56     4  length of the IP packet in bytes, 0 if not known
+          60     4  quote: 0 none, else the number, from 1, of an entry in the quotes of the same request
+
+    A quote has 48 bytes: the header that an ICMP error carries of the packet it is about, as that packet was sent:
+
+      offset  size  field
+           0    16  source address
+          16    16  destination address
+          32     2  source port
+          34     2  destination port
+          36     1  protocol
+          37     1  IP version of both addresses, 4 or 6
+          38     1  ICMP type
+          39     1  zero
+          40     2  ICMP identifier
+          42     6  zero
+
+    A record that does not keep to this (another IP version, version 4 with an address not written as above, another direction or
+    fragment, a byte that should be zero) gets REASON_INVALID_PACKET. A quote that does not is about no flow; a number beyond the
+    quotes counts as none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVERS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    QUOTES_FIELD_NUMBER: _builtins.int
+    records: _builtins.bytes
+    """Packets to be judged, 64 bytes each, at most 1 MiB (16,384 of them)."""
+    quotes: _builtins.bytes
+    """What ICMP errors among the records quote, 48 bytes each, at most 768 KiB (16,384 of them)."""
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Servers whose handles are asked for, each as "project/id", at most 4,096. May be sent at any time: ask again for a server that
+        was unknown or whose packets get REASON_UNKNOWN_SERVER, it may have come (back) since.
+        """
+
+    def __init__(
+        self,
+        *,
+        servers: _abc.Iterable[_builtins.str] | None = ...,
+        records: _builtins.bytes = ...,
+        quotes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotes", b"quotes", "records", b"records", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecideStreamRequest: _TypeAlias = DecideStreamRequest  # noqa: Y015
+
+@_typing.final
+class RuleHandle(_message.Message):
+    """The handle of a rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """What verdicts name it by. Not 0."""
+    rule_id: _builtins.str
+    """The rule's id."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        rule_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "rule_id", b"rule_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleHandle: _TypeAlias = RuleHandle  # noqa: Y015
+
+@_typing.final
+class DecideStreamResponse(_message.Message):
+    """The answer to one request.
+
+    A verdict has 8 bytes, numbers little-endian:
+
+      offset  size  field
+           0     1  action, a number of Action: 1 allow, 2 deny
+           1     1  reason, a number of Reason
+           2     1  flags: bit 0 (value 1) says that the packet opened a flow; the others are zero
+           3     1  row of the verdict table that decided, 1 to 13
+           4     4  handle of the rule that decided, 0 if none did
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_HANDLES_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    RULES_BEGIN_ANEW_FIELD_NUMBER: _builtins.int
+    verdicts: _builtins.bytes
+    """Verdicts, 8 bytes for each record of the request, in its order."""
+    rules_begin_anew: _builtins.bool
+    """The agent keeps in mind at most 65,536 rules that it has told. If set, it begins anew with this response: what was told before
+    may be forgotten, whatever is still named is told again.
+    """
+    @_builtins.property
+    def server_handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Handles of the servers of the request, in its order; 0 for one that is not guarded by this agent. A handle holds until its
+        server goes; then it names no server, and never another one. Handles are of one run of the agent.
+        """
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleHandle]:
+        """Rules that these verdicts name and that this stream has not told before. A handle never names another rule."""
+
+    def __init__(
+        self,
+        *,
+        server_handles: _abc.Iterable[_builtins.int] | None = ...,
+        verdicts: _builtins.bytes = ...,
+        rules: _abc.Iterable[Global___RuleHandle] | None = ...,
+        rules_begin_anew: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules", "rules_begin_anew", b"rules_begin_anew", "server_handles", b"server_handles", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecideStreamResponse: _TypeAlias = DecideStreamResponse  # noqa: Y015
+
+@_typing.final
 class ExplainRequest(_message.Message):
     """Asks for a verdict and its grounds."""
 

@@ -40,6 +40,11 @@ class VerdictServiceStub:
                 request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideRequest.SerializeToString,
                 response_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideResponse.FromString,
                 _registered_method=True)
+        self.DecideStream = channel.stream_stream(
+                '/secgroups.v1.VerdictService/DecideStream',
+                request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamRequest.SerializeToString,
+                response_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/secgroups.v1.VerdictService/Explain',
                 request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.ExplainRequest.SerializeToString,
@@ -58,6 +63,14 @@ class VerdictServiceServicer:
 
     def Decide(self, request, context):
         """Judges a packet and tracks its flow, as if it had arrived now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideStream(self, request_iterator, context):
+        """Judges packed packets in batches, for programs with many. Each request gets one response, in order; a batch is judged at the
+        time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +97,11 @@ def add_VerdictServiceServicer_to_server(servicer, server):
                     servicer.Decide,
                     request_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideRequest.FromString,
                     response_serializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideResponse.SerializeToString,
+            ),
+            'DecideStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecideStream,
+                    request_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamRequest.FromString,
+                    response_serializer=secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -124,6 +142,33 @@ class VerdictService:
             '/secgroups.v1.VerdictService/Decide',
             secgroups_dot_v1_dot_verdict__service__pb2.DecideRequest.SerializeToString,
             secgroups_dot_v1_dot_verdict__service__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/secgroups.v1.VerdictService/DecideStream',
+            secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamRequest.SerializeToString,
+            secgroups_dot_v1_dot_verdict__service__pb2.DecideStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

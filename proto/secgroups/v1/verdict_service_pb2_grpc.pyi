@@ -35,6 +35,10 @@ class VerdictServiceStub:
     def __new__(cls, channel: _aio.Channel) -> VerdictServiceAsyncStub: ...
     Decide: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.DecideRequest, _verdict_service_pb2.DecideResponse]
     """Judges a packet and tracks its flow, as if it had arrived now."""
+    DecideStream: _grpc.StreamStreamMultiCallable[_verdict_service_pb2.DecideStreamRequest, _verdict_service_pb2.DecideStreamResponse]
+    """Judges packed packets in batches, for programs with many. Each request gets one response, in order; a batch is judged at the
+    time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
+    """
     Explain: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.ExplainRequest, _verdict_service_pb2.ExplainResponse]
     """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]
@@ -47,6 +51,10 @@ class VerdictServiceAsyncStub(VerdictServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.DecideRequest, _verdict_service_pb2.DecideResponse]  # type: ignore[assignment]
     """Judges a packet and tracks its flow, as if it had arrived now."""
+    DecideStream: _aio.StreamStreamMultiCallable[_verdict_service_pb2.DecideStreamRequest, _verdict_service_pb2.DecideStreamResponse]  # type: ignore[assignment]
+    """Judges packed packets in batches, for programs with many. Each request gets one response, in order; a batch is judged at the
+    time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
+    """
     Explain: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.ExplainRequest, _verdict_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
     GetStats: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]  # type: ignore[assignment]
@@ -62,6 +70,16 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_verdict_service_pb2.DecideResponse, _abc.Awaitable[_verdict_service_pb2.DecideResponse]]:
         """Judges a packet and tracks its flow, as if it had arrived now."""
+
+    @_abc_1.abstractmethod
+    def DecideStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_verdict_service_pb2.DecideStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_verdict_service_pb2.DecideStreamResponse], _abc.AsyncIterator[_verdict_service_pb2.DecideStreamResponse]]:
+        """Judges packed packets in batches, for programs with many. Each request gets one response, in order; a batch is judged at the
+        time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
+        """
 
     @_abc_1.abstractmethod
     def Explain(

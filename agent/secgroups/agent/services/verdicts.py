@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
-
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from secgroups.agent.errors import PacketError
 from secgroups.agent.packets import explanation_message, packet_of
+from secgroups.agent.services.decide_stream import DecideStream
+from secgroups.agent.services.refusals import refuse
 from secgroups.v1 import types_pb2 as types
 from secgroups.v1 import verdict_service_pb2 as pb
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceServicer
@@ -53,6 +51,20 @@ class Verdicts(VerdictServiceServicer):
             rule_id=verdict.rule_id,
             opened=verdict.opened,
         )
+
+    async def DecideStream(
+        self,
+        request_iterator: AsyncIterator[pb.DecideStreamRequest],
+        context: grpc.aio.ServicerContext[pb.DecideStreamRequest, pb.DecideStreamResponse],
+    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        """Judge and track packed packets in batches."""
+        stream = DecideStream(self._firewall, self._clock)
+        async for request in request_iterator:
+            try:
+                response = stream.answer(request)
+            except PacketError as error:
+                await refuse(error, context)
+            yield response
 
     async def Explain(
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]
@@ -100,14 +112,4 @@ async def _packet(
     try:
         return packet_of(message)
     except PacketError as error:
-        status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
-        description = str(error).removeprefix(f"{error.field}: ")
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
-        for detail in (
-            error_details_pb2.ErrorInfo(reason="INVALID_VALUE", domain="secgroups"),
-            error_details_pb2.BadRequest(field_violations=[violation]),
-        ):
-            packed = any_pb2.Any()
-            packed.Pack(detail)
-            status.details.append(packed)
-        await context.abort_with_status(rpc_status.to_status(status))
+        await refuse(error, context)
