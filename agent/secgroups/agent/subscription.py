@@ -91,6 +91,10 @@ class Subscription:
         """Stay subscribed until cancelled. The first attempt is made at once."""
         while True:
             wait_s = await self._attempt()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # gRPC tells of the end of a stream in place of a cancellation that comes with it.
+                raise asyncio.CancelledError
             await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> float:
@@ -111,7 +115,8 @@ class Subscription:
             reason = "it has been silent for too long"
         finally:
             was_connected, self.connected = self.connected, False
-        wait_s = max(asked_s, self._backoff.next_wait_s())
+        # On top of what was asked: it is the same for all that are sent away together.
+        wait_s = asked_s + self._backoff.next_wait_s()
         event = "controller_lost" if was_connected else "controller_not_reached"
         log.warning(event, agent_id=self._identity.agent_id, controller=self._controller, reason=reason, retry_s=round(wait_s, 3))
         return wait_s
@@ -180,7 +185,7 @@ class Subscription:
             # What a newer controller may say besides is not for this agent.
 
     async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
-        """Acknowledge what was applied, then save and log it."""
+        """Acknowledge what was applied, save and log it."""
         if applied is None:
             return
         apply_us = (self._clock() - begun_ns) // 1000
@@ -189,7 +194,13 @@ class Subscription:
             for refused in applied.rejected
         ]
         ack = pb.Ack(nonce=applied.nonce, applied_revision=applied.revision, rejected=rejected, apply_micros=apply_us)
-        await self._say(call, pb.SubscribeRequest(ack=ack))
+        try:
+            await self._say(call, pb.SubscribeRequest(ack=ack))
+        finally:
+            # In force is in force, whether the controller still hears of it or not.
+            self._note(applied, apply_us)
+
+    def _note(self, applied: Applied, apply_us: int) -> None:
         agent_id = self._identity.agent_id
         for refused in applied.rejected:
             kind, name = refused.key
@@ -221,7 +232,7 @@ class Subscription:
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
             try:
                 await self._say(call, pb.SubscribeRequest(report=report))
-            except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
                 # Whoever reads the stream finds out why.
                 return
 
@@ -235,7 +246,11 @@ class Subscription:
 
     async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
         async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:
-            await call.write(message)
+            try:
+                await call.write(message)
+            except asyncio.InvalidStateError:
+                # It ended while this waited for its turn to write.
+                raise _EndedError("it ended the stream") from None
 
 
 def _object_version(key: tuple[int, str], version: int) -> pb.ObjectVersion:

@@ -1,0 +1,161 @@
+"""The agent's end of the stream against controllers that end it at bad moments, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import grpc
+from structlog.testing import capture_logs
+
+from secgroups.agent.firewall import Firewall
+from secgroups.agent.held import HeldVersions, Kind
+from secgroups.agent.replica import Replica
+from secgroups.agent.subscription import Identity, Subscription
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
+
+HEARTBEAT_MS = 10
+TIMEOUT_S = 10.0
+
+Context = grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse]
+Script = Callable[[Context], Awaitable[None]]
+
+
+class ScriptedController(AgentServiceServicer):
+    """Serves one stream after the other as ``scripts`` say; ``done`` when the agent comes for one more."""
+
+    def __init__(self, scripts: Iterable[Script]) -> None:
+        self._scripts = iter(scripts)
+        self.done = asyncio.Event()
+
+    async def Subscribe(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        await context.read()
+        script = next(self._scripts, None)
+        if script is None:
+            self.done.set()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no more")
+            return
+        await script(context)
+
+
+class Site:
+    """A scripted controller and the agent that subscribes to it; ``saved`` are the revisions that were to be saved."""
+
+    def __init__(self, controller: ScriptedController, address: str, reconnect_s: float) -> None:
+        firewall = Firewall(now_ns=0)
+        self.replica = Replica(firewall)
+        self.saved: list[int] = []
+        self._controller = controller
+        self._subscription = Subscription(
+            address,
+            Identity(agent_id="a", boot_id="boot", boot_time_ns=1, version="1"),
+            firewall,
+            self.replica,
+            applied=lambda: self.saved.append(self.replica.revision),
+            reconnect_min_s=reconnect_s,
+            reconnect_max_s=reconnect_s,
+        )
+
+    async def run(self, turns: int = 0) -> None:
+        """Be subscribed until all scripts are through and the loop has made some ``turns`` more."""
+        running = asyncio.create_task(self._subscription.run())
+        running.add_done_callback(lambda _: self._controller.done.set())
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._controller.done.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not running.done(), running.exception()
+        running.cancel()
+        assert await asyncio.wait([running], timeout=TIMEOUT_S) == ({running}, set())
+
+
+@asynccontextmanager
+async def site(*scripts: Script, reconnect_s: float = 0.001) -> AsyncIterator[Site]:
+    server = grpc.aio.server()
+    controller = ScriptedController(scripts)
+    add_AgentServiceServicer_to_server(controller, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield Site(controller, f"127.0.0.1:{port}", reconnect_s)
+    finally:
+        await server.stop(0)
+
+
+async def give_snapshot(context: Context, revision: int, *groups: str) -> None:
+    """Welcome the agent and give it groups without rules."""
+    welcome = pb.Welcome(store_epoch="epoch", revision=revision, mode=pb.SYNC_MODE_SNAPSHOT)
+    welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+    await context.write(pb.SubscribeResponse(welcome=welcome))
+    update = pb.Update(nonce=1, revision=revision, more=True, groups=[pb.GroupRules(group_id=g, version=revision) for g in groups])
+    held = HeldVersions({(Kind.GROUP, group): revision for group in groups})
+    point = pb.SyncPoint(nonce=2, revision=revision, state_digest=held.digest, snapshot_end=True)
+    await context.write(pb.SubscribeResponse(update=update))
+    await context.write(pb.SubscribeResponse(sync_point=point))
+
+
+def cut_off(revision: int, delay_s: float) -> Script:
+    """Give a snapshot after a while, and be gone with the last word of it."""
+
+    async def script(context: Context) -> None:
+        await asyncio.sleep(delay_s)
+        await give_snapshot(context, revision, "g")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    return script
+
+
+def lost_while_reporting(number: int) -> Script:
+    """End the stream with a message that comes about when the agent sends its report."""
+
+    async def script(context: Context) -> None:
+        welcome = pb.Welcome(store_epoch="epoch", revision=1, mode=pb.SYNC_MODE_SNAPSHOT)
+        welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+        await context.write(pb.SubscribeResponse(welcome=welcome))
+        await asyncio.sleep((HEARTBEAT_MS + number % 20 / 10 - 0.5) / 1000)
+        point = pb.SyncPoint(nonce=1, revision=1, state_digest=HeldVersions().digest, snapshot_end=True)
+        await context.write(pb.SubscribeResponse(sync_point=point))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    return script
+
+
+def go_away(reconnect_after_s: float) -> Script:
+    async def script(context: Context) -> None:
+        gone = pb.GoAway(reason="stopping")
+        gone.reconnect_after.FromNanoseconds(round(reconnect_after_s * 1e9))
+        await context.write(pb.SubscribeResponse(go_away=gone))
+
+    return script
+
+
+async def test_a_stream_that_ends_while_the_agent_speaks_is_opened_again() -> None:
+    async with site(*map(lost_while_reporting, range(100))) as agent:
+        await agent.run()
+
+
+async def test_an_agent_that_is_stopped_while_its_stream_ends_stops() -> None:
+    for turns in range(48):
+        async with site() as agent:
+            await agent.run(turns % 12)
+
+
+async def test_what_is_in_force_is_saved_even_if_it_can_not_be_acknowledged() -> None:
+    for revision in range(1, 30):
+        async with site(cut_off(revision, 0)) as agent:
+            await agent.run()
+            in_force = agent.replica.revision
+            assert agent.saved == ([in_force] if in_force else [])
+
+
+async def test_agents_that_are_sent_away_together_do_not_come_back_together() -> None:
+    asked_s = 0.01
+    with capture_logs() as lines:
+        async with site(*[go_away(asked_s)] * 8, reconnect_s=asked_s) as agent:
+            await agent.run()
+    waits = [line["retry_s"] for line in lines if line["reason"] == "it said: stopping"]
+    assert len(waits) == 8
+    assert min(waits) >= asked_s
+    assert len(set(waits)) > 1
