@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import grpc
+import pytest
 from structlog.testing import capture_logs
 
 from secgroups.agent.firewall import Firewall
@@ -96,6 +97,17 @@ async def give_snapshot(context: Context, revision: int, *groups: str) -> None:
     await context.write(pb.SubscribeResponse(sync_point=point))
 
 
+def snapshot(revision: int, *groups: str) -> Script:
+    """Give a snapshot, and wait until it is acknowledged."""
+
+    async def script(context: Context) -> None:
+        await give_snapshot(context, revision, *groups)
+        while (await context.read()).WhichOneof("message") != "ack":
+            pass
+
+    return script
+
+
 def cut_off(revision: int, delay_s: float) -> Script:
     """Give a snapshot after a while, and be gone with the last word of it."""
 
@@ -148,6 +160,22 @@ async def test_what_is_in_force_is_saved_even_if_it_can_not_be_acknowledged() ->
             await agent.run()
             in_force = agent.replica.revision
             assert agent.saved == ([in_force] if in_force else [])
+
+
+@pytest.mark.parametrize(
+    ("saved", "first", "second"),
+    [
+        ([1, 2], ["g"], ["g"]),
+        ([1, 2], ["g"], ["h"]),
+        ([1, 2], ["g"], []),  # All that was held is gone.
+        ([2], [], ["g"]),
+        ([], [], []),  # Nothing came and nothing went.
+    ],
+)
+async def test_a_snapshot_that_brings_or_takes_something_is_saved(saved: list[int], first: list[str], second: list[str]) -> None:
+    async with site(snapshot(1, *first), snapshot(2, *second)) as agent:
+        await agent.run()
+        assert (agent.saved, sorted(agent.replica.ruleset.groups)) == (saved, second)
 
 
 async def test_agents_that_are_sent_away_together_do_not_come_back_together() -> None:
