@@ -1,14 +1,14 @@
-"""The agent's end of the stream, with a controller at the other end that leaves when and how it likes."""
+"""The agent's end of the stream against controllers that end it at bad moments, over a real socket."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind
@@ -17,133 +17,173 @@ from secgroups.agent.subscription import Identity, Subscription
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 
-# Short, so that reports and acknowledgements meet often.
 HEARTBEAT_MS = 10
-# The initial window of HTTP/2 (RFC 9113, section 6.9.2).
-WINDOW_BYTES = 65_535
-STREAMS = 200
-AGENTS = 8
+TIMEOUT_S = 10.0
+
+Context = grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse]
+Script = Callable[[Context], Awaitable[None]]
 
 
-class Controller(AgentServiceServicer):
-    """Says what ``talk`` makes up, once for each stream, and sets ``enough`` at the last of ``streams_max``."""
+class ScriptedController(AgentServiceServicer):
+    """Serves one stream after the other as ``scripts`` say; ``done`` when the agent comes for one more."""
 
-    def __init__(
-        self, talk: Callable[[grpc.aio.ServicerContext, int], AsyncIterator[pb.SubscribeResponse]], streams_max: int
-    ) -> None:
-        self.talk = talk
-        self.streams = 0
-        self.streams_max = streams_max
-        self.enough = asyncio.Event()
+    def __init__(self, scripts: Iterable[Script]) -> None:
+        self._scripts = iter(scripts)
+        self.done = asyncio.Event()
 
-    async def Subscribe(self, requests, context):  # noqa: N802
-        self.streams += 1
-        if self.streams >= self.streams_max:
-            self.enough.set()
-        welcome = pb.Welcome(controller_id="c", store_epoch="e", mode=pb.SYNC_MODE_SNAPSHOT)
-        welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
-        yield pb.SubscribeResponse(welcome=welcome)
-        async for message in self.talk(context, self.streams):
-            yield message
+    async def Subscribe(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        await context.read()
+        script = next(self._scripts, None)
+        if script is None:
+            self.done.set()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no more")
+            return
+        await script(context)
 
 
-def snapshot(revision: int, *rules: pb.PolicyRule) -> list[pb.SubscribeResponse]:
-    """Return a snapshot of one group at ``revision``."""
-    group = pb.GroupRules(group_id="g", version=revision, name="g", rules=rules)
-    update = pb.Update(nonce=1, revision=revision, groups=[group])
-    digest = HeldVersions({(Kind.GROUP, "g"): revision}).digest
-    end = pb.SyncPoint(nonce=2, revision=revision, state_digest=digest, snapshot_end=True)
-    return [pb.SubscribeResponse(update=update), pb.SubscribeResponse(sync_point=end)]
+class Site:
+    """A scripted controller and the agent that subscribes to it; ``saved`` are the revisions that were to be saved."""
 
-
-class Agent:
-    """An agent that is subscribed; ``noted`` are the revisions that it was told to save."""
-
-    def __init__(self, address: str) -> None:
-        self.noted: list[int] = []
-        self.firewall = Firewall(now_ns=0)
-        self.replica = Replica(self.firewall)
-        subscription = Subscription(
+    def __init__(self, controller: ScriptedController, address: str, reconnect_s: float) -> None:
+        firewall = Firewall(now_ns=0)
+        self.replica = Replica(firewall)
+        self.saved: list[int] = []
+        self._controller = controller
+        self._subscription = Subscription(
             address,
-            Identity(agent_id="a", boot_id="b", boot_time_ns=0, version=""),
-            self.firewall,
+            Identity(agent_id="a", boot_id="boot", boot_time_ns=1, version="1"),
+            firewall,
             self.replica,
-            applied=lambda: self.noted.append(self.replica.revision),
-            reconnect_min_s=0.001,
-            reconnect_max_s=0.002,
+            applied=lambda: self.saved.append(self.replica.revision),
+            reconnect_min_s=reconnect_s,
+            reconnect_max_s=reconnect_s,
         )
-        self.running = asyncio.create_task(subscription.run())
+
+    async def run(self, turns: int = 0) -> None:
+        """Be subscribed until all scripts are through and the loop has made some ``turns`` more."""
+        running = asyncio.create_task(self._subscription.run())
+        running.add_done_callback(lambda _: self._controller.done.set())
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._controller.done.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not running.done(), running.exception()
+        running.cancel()
+        assert await asyncio.wait([running], timeout=TIMEOUT_S) == ({running}, set())
 
 
 @asynccontextmanager
-async def subscribed(controller: Controller, *options: tuple[str, int]) -> AsyncIterator[list[Agent]]:
-    server = grpc.aio.server(options=options)
+async def site(*scripts: Script, reconnect_s: float = 0.001) -> AsyncIterator[Site]:
+    server = grpc.aio.server()
+    controller = ScriptedController(scripts)
     add_AgentServiceServicer_to_server(controller, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    agents = [Agent(f"127.0.0.1:{port}") for _ in range(AGENTS)]
     try:
-        yield agents
+        yield Site(controller, f"127.0.0.1:{port}", reconnect_s)
     finally:
-        for agent in agents:
-            agent.running.cancel()
-        await asyncio.gather(*(agent.running for agent in agents), return_exceptions=True)
-        await server.stop(None)
+        await server.stop(0)
 
 
-async def until_enough(controller: Controller, agents: list[Agent]) -> None:
-    """Wait until the controller has seen enough streams, or an agent has given up."""
-    enough = asyncio.create_task(controller.enough.wait())
-    await asyncio.wait([enough, *(agent.running for agent in agents)], return_when=asyncio.FIRST_COMPLETED, timeout=60)
-    assert [agent.running for agent in agents if agent.running.done()] == []
-    assert enough.done()
+async def give_snapshot(context: Context, revision: int, *groups: str) -> None:
+    """Welcome the agent and give it groups without rules."""
+    welcome = pb.Welcome(store_epoch="epoch", revision=revision, mode=pb.SYNC_MODE_SNAPSHOT)
+    welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+    await context.write(pb.SubscribeResponse(welcome=welcome))
+    update = pb.Update(nonce=1, revision=revision, more=True, groups=[pb.GroupRules(group_id=g, version=revision) for g in groups])
+    held = HeldVersions({(Kind.GROUP, group): revision for group in groups})
+    point = pb.SyncPoint(nonce=2, revision=revision, state_digest=held.digest, snapshot_end=True)
+    await context.write(pb.SubscribeResponse(update=update))
+    await context.write(pb.SubscribeResponse(sync_point=point))
 
 
-@pytest.mark.parametrize("aborts", [False, True])
-async def test_a_stream_may_end_at_any_moment_and_the_agent_subscribes_again(aborts):
-    chance = random.Random(1)
+def snapshot(revision: int, *groups: str) -> Script:
+    """Give a snapshot, and wait until it is acknowledged."""
 
-    async def talk(context, number):
-        for message in snapshot(number):
-            yield message
-        for _ in range(chance.randrange(200)):
-            yield pb.SubscribeResponse(bookmark=pb.Bookmark(revision=number))
-            if chance.random() < 0.1:
-                await asyncio.sleep(chance.random() / 500)
-        if aborts:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+    async def script(context: Context) -> None:
+        await give_snapshot(context, revision, *groups)
+        while (await context.read()).WhichOneof("message") != "ack":
+            pass
 
-    controller = Controller(talk, STREAMS)
-    async with subscribed(controller) as agents:
-        await until_enough(controller, agents)
+    return script
 
 
-async def test_a_controller_that_talks_and_does_not_listen_is_left_and_asked_again():
-    chance = random.Random(2)
+def cut_off(revision: int, delay_s: float) -> Script:
+    """Give a snapshot after a while, and be gone with the last word of it."""
 
-    async def talk(context, number):
-        # The rejection of this nearly fills what may be written to somebody who does not read: soon nothing goes any more.
-        strange = pb.PolicyRule(id="r" * chance.randrange(WINDOW_BYTES - 400, WINDOW_BYTES - 100))
-        for message in snapshot(number, strange):
-            yield message
-        while True:
-            yield pb.SubscribeResponse(bookmark=pb.Bookmark(revision=number))
-            await asyncio.sleep(HEARTBEAT_MS / 500)
-
-    controller = Controller(talk, 10 * AGENTS)
-    async with subscribed(controller, ("grpc.http2.lookahead_bytes", WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)) as agents:
-        await until_enough(controller, agents)
-
-
-async def test_what_is_in_force_is_saved_though_it_could_not_be_acknowledged():
-    async def talk(context, number):
-        for message in snapshot(number):
-            yield message
+    async def script(context: Context) -> None:
+        await asyncio.sleep(delay_s)
+        await give_snapshot(context, revision, "g")
         await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
-    controller = Controller(talk, STREAMS)
-    async with subscribed(controller) as agents:
-        await until_enough(controller, agents)
-        in_force = [agent.firewall.ruleset.revision for agent in agents]
-        assert any(in_force)
-        assert [agent.noted[-1] if agent.noted else 0 for agent in agents] == in_force
+    return script
+
+
+def lost_while_reporting(number: int) -> Script:
+    """End the stream with a message that comes about when the agent sends its report."""
+
+    async def script(context: Context) -> None:
+        welcome = pb.Welcome(store_epoch="epoch", revision=1, mode=pb.SYNC_MODE_SNAPSHOT)
+        welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+        await context.write(pb.SubscribeResponse(welcome=welcome))
+        await asyncio.sleep((HEARTBEAT_MS + number % 20 / 10 - 0.5) / 1000)
+        point = pb.SyncPoint(nonce=1, revision=1, state_digest=HeldVersions().digest, snapshot_end=True)
+        await context.write(pb.SubscribeResponse(sync_point=point))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    return script
+
+
+def go_away(reconnect_after_s: float) -> Script:
+    async def script(context: Context) -> None:
+        gone = pb.GoAway(reason="stopping")
+        gone.reconnect_after.FromNanoseconds(round(reconnect_after_s * 1e9))
+        await context.write(pb.SubscribeResponse(go_away=gone))
+
+    return script
+
+
+async def test_a_stream_that_ends_while_the_agent_speaks_is_opened_again() -> None:
+    async with site(*map(lost_while_reporting, range(100))) as agent:
+        await agent.run()
+
+
+async def test_an_agent_that_is_stopped_while_its_stream_ends_stops() -> None:
+    for turns in range(48):
+        async with site() as agent:
+            await agent.run(turns % 12)
+
+
+async def test_what_is_in_force_is_saved_even_if_it_can_not_be_acknowledged() -> None:
+    for revision in range(1, 30):
+        async with site(cut_off(revision, 0)) as agent:
+            await agent.run()
+            in_force = agent.replica.revision
+            assert agent.saved == ([in_force] if in_force else [])
+
+
+@pytest.mark.parametrize(
+    ("saved", "first", "second"),
+    [
+        ([1, 2], ["g"], ["g"]),
+        ([1, 2], ["g"], ["h"]),
+        ([1, 2], ["g"], []),  # All that was held is gone.
+        ([2], [], ["g"]),
+        ([], [], []),  # Nothing came and nothing went.
+    ],
+)
+async def test_a_snapshot_that_brings_or_takes_something_is_saved(saved: list[int], first: list[str], second: list[str]) -> None:
+    async with site(snapshot(1, *first), snapshot(2, *second)) as agent:
+        await agent.run()
+        assert (agent.saved, sorted(agent.replica.ruleset.groups)) == (saved, second)
+
+
+async def test_agents_that_are_sent_away_together_do_not_come_back_together() -> None:
+    asked_s = 0.01
+    with capture_logs() as lines:
+        async with site(*[go_away(asked_s)] * 8, reconnect_s=asked_s) as agent:
+            await agent.run()
+    waits = [line["retry_s"] for line in lines if line["reason"] == "it said: stopping"]
+    assert len(waits) == 8
+    assert min(waits) >= asked_s
+    assert len(set(waits)) > 1

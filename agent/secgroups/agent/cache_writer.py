@@ -25,6 +25,7 @@ class CacheWriter:
         self._interval_s = interval_s
         self._changed = asyncio.Event()
         self._unsaved = False
+        self._failed = False
 
     def note(self) -> None:
         """Say that what is in force has changed."""
@@ -57,6 +58,10 @@ class CacheWriter:
             self._unsaved = self._unsaved or saving.exception() is not None
             raise
         except OSError as error:
-            # What is in force stays in force, and the old file is still whole. The next change tries again.
-            self._unsaved = True
-            log.warning("cache_not_written", error=str(error))
+            # What is in force stays in force, and the old file is still whole. It is tried again each interval, and said once.
+            self.note()
+            if not self._failed:
+                log.warning("cache_not_written", error=str(error))
+            self._failed = True
+        else:
+            self._failed = False

@@ -45,6 +45,9 @@ class HeldVersions:
         twin._versions, twin._sum = dict(self._versions), self._sum
         return twin
 
+    def __contains__(self, key: ObjectKey) -> bool:
+        return key in self._versions
+
     def put(self, key: ObjectKey, version: int) -> None:
         """Hold ``key`` at ``version``, whatever was held of it."""
         self.drop(key)

@@ -188,13 +188,17 @@ class Replica:
 
     def _apply(self, step: _Step, nonce: int, revision: int, now_ns: int) -> Applied:
         snapshot_epoch = self._snapshot_epoch
+        objects = step.objects
+        if snapshot_epoch is not None:
+            # What a snapshot does not mention goes.
+            objects += sum(key not in step.versions for key, _ in self._held)
         self._firewall.apply(self._ruleset_update(step, revision), now_ns)
         self._step, self._snapshot_epoch = None, None
         self._held = step.versions
         self.revision, self.from_cache = revision, False
         if snapshot_epoch is not None:
             self.store_epoch, self._trusted = snapshot_epoch, True
-        return Applied(nonce=nonce, revision=revision, objects=step.objects, rejected=tuple(step.rejected.values()))
+        return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
 
     def _ruleset_update(self, step: _Step, revision: int) -> RulesetUpdate:
         kept = self._last_good(step)

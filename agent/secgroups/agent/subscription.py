@@ -10,7 +10,6 @@ import random
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
@@ -92,6 +91,10 @@ class Subscription:
         """Stay subscribed until cancelled. The first attempt is made at once."""
         while True:
             wait_s = await self._attempt()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # gRPC tells of the end of a stream in place of a cancellation that comes with it.
+                raise asyncio.CancelledError
             await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> float:
@@ -117,7 +120,8 @@ class Subscription:
             reason = "it does not take what it is told"
         finally:
             was_connected, self.connected = self.connected, False
-        wait_s = max(asked_s, self._backoff.next_wait_s())
+        # On top of what was asked: it is the same for all that are sent away together.
+        wait_s = asked_s + self._backoff.next_wait_s()
         event = "controller_lost" if was_connected else "controller_not_reached"
         log.warning(event, agent_id=self._identity.agent_id, controller=self._controller, reason=reason, retry_s=round(wait_s, 3))
         return wait_s
@@ -186,18 +190,22 @@ class Subscription:
             # What a newer controller may say besides is not for this agent.
 
     async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
-        """Have what was applied saved, acknowledged and logged. It is saved whether or not the stream lives to hear of it."""
+        """Acknowledge what was applied, save and log it."""
         if applied is None:
             return
-        if applied.objects:
-            self._applied()
         apply_us = (self._clock() - begun_ns) // 1000
         rejected = [
             pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)
             for refused in applied.rejected
         ]
         ack = pb.Ack(nonce=applied.nonce, applied_revision=applied.revision, rejected=rejected, apply_micros=apply_us)
-        await self._say(call, pb.SubscribeRequest(ack=ack))
+        try:
+            await self._say(call, pb.SubscribeRequest(ack=ack))
+        finally:
+            # In force is in force, whether the controller still hears of it or not.
+            self._note(applied, apply_us)
+
+    def _note(self, applied: Applied, apply_us: int) -> None:
         agent_id = self._identity.agent_id
         for refused in applied.rejected:
             kind, name = refused.key
@@ -210,6 +218,7 @@ class Subscription:
                 reason=refused.message,
             )
         if applied.objects:
+            self._applied()
             log.info(
                 "ruleset_applied",
                 agent_id=agent_id,
@@ -228,7 +237,7 @@ class Subscription:
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
             try:
                 await self._say(call, pb.SubscribeRequest(report=report))
-            except (TimeoutError, grpc.aio.AioRpcError):
+            except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
                 # Whoever reads the stream finds out why.
                 return
 
@@ -242,9 +251,11 @@ class Subscription:
 
     async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
         async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:
-            # A stream may have ended since it was read last; then this is said to nobody, and the next read tells why.
-            with suppress(asyncio.InvalidStateError):
+            try:
                 await call.write(message)
+            except asyncio.InvalidStateError:
+                # It ended while this waited for its turn to write.
+                raise _EndedError("it ended the stream") from None
 
 
 def _is_being_cancelled() -> bool:

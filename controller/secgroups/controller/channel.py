@@ -122,7 +122,7 @@ class AgentChannel:
 
     @property
     def oldest_unacknowledged_us(self) -> int | None:
-        """When the oldest step that was not acknowledged was sent, by the clock that ``next_messages`` was told."""
+        """When the oldest step that was not acknowledged was sent, by the clock of ``next_messages``."""
         return self._in_flight[0].sent_us if self._in_flight else None
 
     @property
@@ -163,18 +163,23 @@ class AgentChannel:
         """Whether ``next_messages`` has something to say now."""
         return self._ending is not None or not self._welcomed or bool(self._dirty and self._window_is_open)
 
-    def next_messages(self, now_us: int) -> list[Outbound]:
-        """Return what is to be sent now, in order; empty if there is nothing or the window is full."""
+    def next_messages(self, now_us: int, clock_us: int | None = None) -> list[Outbound]:
+        """Return what is to be sent now, in order; empty if there is nothing or the window is full.
+
+        ``now_us`` is the time of day, as of commits; ``clock_us`` one that nobody sets, for ``oldest_unacknowledged_us``, the same
+        unless given.
+        """
+        clock_us = now_us if clock_us is None else clock_us
         if self._ending is not None:
             self.ended = True
             return [self._ending]
         if not self._welcomed:
-            return self._opening(now_us)
+            return self._opening(clock_us)
         if not self._dirty or not self._window_is_open:
             return []
-        return self._step(now_us)
+        return self._step(now_us, clock_us)
 
-    def heartbeat(self, now_us: int) -> list[Outbound]:
+    def heartbeat(self, clock_us: int) -> list[Outbound]:
         """Return what is said each heartbeat: that nothing is new, and after updates what the agent must hold by now."""
         if not self._welcomed or self._dirty or self._in_flight or self._ending is not None:
             return []
@@ -183,7 +188,7 @@ class AgentChannel:
             return [Bookmark(revision=revision)]
         point = self._sync_point(revision, snapshot_end=False)
         self._in_flight.append(
-            _Step(nonce=point.nonce, messages=1, size_bytes=0, since_revision=revision, revision=revision, sent_us=now_us)
+            _Step(nonce=point.nonce, messages=1, size_bytes=0, since_revision=revision, revision=revision, sent_us=clock_us)
         )
         return [point]
 
@@ -218,14 +223,14 @@ class AgentChannel:
             and sum(step.size_bytes for step in self._in_flight) < self._bytes_max
         )
 
-    def _opening(self, now_us: int) -> list[Outbound]:
+    def _opening(self, clock_us: int) -> list[Outbound]:
         """Welcome and a snapshot."""
         self._welcomed = True
         self._dirty.clear()
         source = self._source
         revision = source.state.revision
         pieces = [piece for key in source.interest.span(self.agent_id) for piece in self._to_send(key)]
-        step = self._begin_step(self._snapshot_since, now_us)
+        step = self._begin_step(self._snapshot_since, clock_us)
         updates = self._updates(step, pieces, oldest_commit_us=0, last_has_more=True)
         point = self._sync_point(revision, snapshot_end=True)
         step.nonce = point.nonce
@@ -233,7 +238,7 @@ class AgentChannel:
         welcome = Welcome(store_epoch=source.store_epoch, revision=revision, mode=SyncMode.SNAPSHOT)
         return [welcome, *updates, point]
 
-    def _step(self, now_us: int) -> list[Outbound]:
+    def _step(self, now_us: int, clock_us: int) -> list[Outbound]:
         """Everything that is marked, as one step."""
         oldest_commit_us = min(since.commit_us for since in self._dirty.values())
         keys, self._dirty = list(self._dirty), {}
@@ -241,12 +246,12 @@ class AgentChannel:
         if not pieces:
             self._progressed(self, now_us)
             return []
-        step = self._begin_step(self._dirty_since, now_us)
+        step = self._begin_step(self._dirty_since, clock_us)
         return list(self._updates(step, pieces, oldest_commit_us=oldest_commit_us, last_has_more=False))
 
-    def _begin_step(self, since_revision: int, now_us: int) -> _Step:
+    def _begin_step(self, since_revision: int, clock_us: int) -> _Step:
         revision = self._source.state.revision
-        step = _Step(nonce=0, messages=0, size_bytes=0, since_revision=since_revision, revision=revision, sent_us=now_us)
+        step = _Step(nonce=0, messages=0, size_bytes=0, since_revision=since_revision, revision=revision, sent_us=clock_us)
         self._in_flight.append(step)
         return step
 

@@ -273,7 +273,6 @@ class Publisher:
             return
         record.applied_revision = channel.applied_revision
         record.rejected = channel.rejected
-        record.last_heard_us = now_us
         self._complete_moves(channel, now_us)
         self._roster.settle(channel.agent_id, now_us)
 

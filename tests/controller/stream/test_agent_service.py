@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -317,6 +318,20 @@ async def test_waiting_for_what_can_not_be_is_refused(
         await site.rulesets.WaitForRevision(request)
     assert caught.value.code() is INVALID
     assert caught.value.details().startswith(f"{field}:")
+
+
+async def test_an_agent_that_has_nothing_to_be_told_of_a_change_was_heard_just_now(site: Site) -> None:
+    """What moves away stays with it until it has arrived, so the move sends it nothing."""
+    await site.server("s1", "a", 1)
+    living_agent = await living(site, "a")
+    await site.core.change(lambda tx: ops.update_server(tx, project="p", server_id="s1", agent_id="elsewhere"))
+    heard_us = []
+    for _ in range(30):
+        heard_us.append(site.core.publisher.find_status("a").last_heard_us)
+        await asyncio.sleep(0.001)
+    assert heard_us == sorted(heard_us)
+    assert time.time() - heard_us[0] / 1e6 < TIMEOUT_S
+    living_agent.cancel()
 
 
 async def test_agents_are_listed_in_pages(site: Site) -> None:

@@ -80,7 +80,7 @@ class AgentStream:
                 self._check_alive(channel, now_s)
                 await self._write_all(channel, channel.heartbeat(_clock_us()))
             if channel.has_news and now_s >= quiet_until_s:
-                await self._write_all(channel, messages := channel.next_messages(_clock_us()))
+                await self._write_all(channel, messages := channel.next_messages(_now_us(), _clock_us()))
                 if channel.ended:
                     return channel.ending_reason
                 if any(isinstance(message, Update) for message in messages):

@@ -1,0 +1,149 @@
+"""The agent's end of the stream, with a controller at the other end that leaves when and how it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from secgroups.agent.firewall import Firewall
+from secgroups.agent.held import HeldVersions, Kind
+from secgroups.agent.replica import Replica
+from secgroups.agent.subscription import Identity, Subscription
+from secgroups.v1 import agent_service_pb2 as pb
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
+
+# Short, so that reports and acknowledgements meet often.
+HEARTBEAT_MS = 10
+# The initial window of HTTP/2 (RFC 9113, section 6.9.2).
+WINDOW_BYTES = 65_535
+STREAMS = 200
+AGENTS = 8
+
+
+class Controller(AgentServiceServicer):
+    """Says what ``talk`` makes up, once for each stream, and sets ``enough`` at the last of ``streams_max``."""
+
+    def __init__(
+        self, talk: Callable[[grpc.aio.ServicerContext, int], AsyncIterator[pb.SubscribeResponse]], streams_max: int
+    ) -> None:
+        self.talk = talk
+        self.streams = 0
+        self.streams_max = streams_max
+        self.enough = asyncio.Event()
+
+    async def Subscribe(self, requests, context):  # noqa: N802
+        self.streams += 1
+        if self.streams >= self.streams_max:
+            self.enough.set()
+        welcome = pb.Welcome(controller_id="c", store_epoch="e", mode=pb.SYNC_MODE_SNAPSHOT)
+        welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+        yield pb.SubscribeResponse(welcome=welcome)
+        async for message in self.talk(context, self.streams):
+            yield message
+
+
+def snapshot(revision: int, *rules: pb.PolicyRule) -> list[pb.SubscribeResponse]:
+    """Return a snapshot of one group at ``revision``."""
+    group = pb.GroupRules(group_id="g", version=revision, name="g", rules=rules)
+    update = pb.Update(nonce=1, revision=revision, groups=[group])
+    digest = HeldVersions({(Kind.GROUP, "g"): revision}).digest
+    end = pb.SyncPoint(nonce=2, revision=revision, state_digest=digest, snapshot_end=True)
+    return [pb.SubscribeResponse(update=update), pb.SubscribeResponse(sync_point=end)]
+
+
+class Agent:
+    """An agent that is subscribed; ``noted`` are the revisions that it was told to save."""
+
+    def __init__(self, address: str) -> None:
+        self.noted: list[int] = []
+        self.firewall = Firewall(now_ns=0)
+        self.replica = Replica(self.firewall)
+        subscription = Subscription(
+            address,
+            Identity(agent_id="a", boot_id="b", boot_time_ns=0, version=""),
+            self.firewall,
+            self.replica,
+            applied=lambda: self.noted.append(self.replica.revision),
+            reconnect_min_s=0.001,
+            reconnect_max_s=0.002,
+        )
+        self.running = asyncio.create_task(subscription.run())
+
+
+@asynccontextmanager
+async def subscribed(controller: Controller, *options: tuple[str, int]) -> AsyncIterator[list[Agent]]:
+    server = grpc.aio.server(options=options)
+    add_AgentServiceServicer_to_server(controller, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    agents = [Agent(f"127.0.0.1:{port}") for _ in range(AGENTS)]
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.running.cancel()
+        await asyncio.gather(*(agent.running for agent in agents), return_exceptions=True)
+        await server.stop(None)
+
+
+async def until_enough(controller: Controller, agents: list[Agent]) -> None:
+    """Wait until the controller has seen enough streams, or an agent has given up."""
+    enough = asyncio.create_task(controller.enough.wait())
+    await asyncio.wait([enough, *(agent.running for agent in agents)], return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert [agent.running for agent in agents if agent.running.done()] == []
+    assert enough.done()
+
+
+@pytest.mark.parametrize("aborts", [False, True])
+async def test_a_stream_may_end_at_any_moment_and_the_agent_subscribes_again(aborts):
+    chance = random.Random(1)
+
+    async def talk(context, number):
+        for message in snapshot(number):
+            yield message
+        for _ in range(chance.randrange(200)):
+            yield pb.SubscribeResponse(bookmark=pb.Bookmark(revision=number))
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.random() / 500)
+        if aborts:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    controller = Controller(talk, STREAMS)
+    async with subscribed(controller) as agents:
+        await until_enough(controller, agents)
+
+
+async def test_a_controller_that_talks_and_does_not_listen_is_left_and_asked_again():
+    chance = random.Random(2)
+
+    async def talk(context, number):
+        # The rejection of this nearly fills what may be written to somebody who does not read: soon nothing goes any more.
+        strange = pb.PolicyRule(id="r" * chance.randrange(WINDOW_BYTES - 400, WINDOW_BYTES - 100))
+        for message in snapshot(number, strange):
+            yield message
+        while True:
+            yield pb.SubscribeResponse(bookmark=pb.Bookmark(revision=number))
+            await asyncio.sleep(HEARTBEAT_MS / 500)
+
+    controller = Controller(talk, 10 * AGENTS)
+    async with subscribed(controller, ("grpc.http2.lookahead_bytes", WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)) as agents:
+        await until_enough(controller, agents)
+
+
+async def test_what_is_in_force_is_saved_though_it_could_not_be_acknowledged():
+    async def talk(context, number):
+        for message in snapshot(number):
+            yield message
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    controller = Controller(talk, STREAMS)
+    async with subscribed(controller) as agents:
+        await until_enough(controller, agents)
+        in_force = [agent.firewall.ruleset.revision for agent in agents]
+        assert any(in_force)
+        assert [agent.noted[-1] if agent.noted else 0 for agent in agents] == in_force
