@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(params=["reference"])
+@pytest.fixture(params=["reference", "compiled"])
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of the engine to test."""
     return str(request.param)

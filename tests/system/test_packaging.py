@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / name for name in ("proto", "controller", "agent")]
 PACKAGES = {"agent", "cli", "controller", "lab", "v1"}
 TIMEOUT_S = 120
+# What the engine is built of, and what an installation in place leaves beside it.
+BUILT_FROM = {".pyx", ".pxi", ".c", ".so"}
 # As pyproject.toml asks for.
 SETUPTOOLS_MIN = 77
 
@@ -26,7 +28,7 @@ def source_files() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for source in SOURCES:
         for file in source.rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix not in BUILT_FROM:
                 name = str(file.relative_to(source))
                 assert name not in found, f"{name} is in two of the roots"
                 found[name] = file.read_bytes()
@@ -40,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for source in SOURCES:
-        shutil.copytree(source, copy / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, copy / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.c"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(made), str(copy)]
     if setuptools_major() >= SETUPTOOLS_MIN:
         command += ["--no-build-isolation", "--no-index"]
@@ -85,6 +87,8 @@ def test_all_protos_have_their_code_beside_them() -> None:
 
 def test_the_wheel_is_the_source(wheel: zipfile.ZipFile) -> None:
     packed = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+    engine = f"secgroups/agent/_engine{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert packed.pop(engine).startswith(b"\x7fELF")
     assert packed.keys() == source_files().keys()
     assert packed == source_files()
 

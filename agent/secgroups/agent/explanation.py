@@ -1,6 +1,8 @@
-"""A judgement in words, and the rules that nearly allowed what none allows."""
+"""A decision in words, and the rules that nearly allowed what none allows."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from secgroups.agent.effective import EffectiveRule, EffectiveRuleset, Opening
 from secgroups.agent.flow import (
@@ -16,9 +18,10 @@ from secgroups.agent.flow import (
     NearMiss,
     Packet,
     Reason,
+    Verdict,
 )
-from secgroups.agent.judgement import Judgement
 from secgroups.agent.ruleset import Ruleset
+from secgroups.agent.tcp import FlowState
 
 NEAREST_MAX = 5
 
@@ -32,6 +35,17 @@ _FIELDS = {
 }
 _NEARNESS = {name: rank for rank, name in enumerate(_FIELDS)}
 _PROTOCOL_NAMES = {ICMP: "ICMP", ICMPV6: "ICMP", TCP: "TCP", UDP: "UDP", SCTP: "SCTP", None: "any"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What an engine found. ``state`` is that of the flow concerned, ``grounds`` are those of rows 3, 4, 9 and 10."""
+
+    verdict: Verdict
+    step: int
+    group_id: str = ""
+    state: FlowState | None = None
+    grounds: str = ""
 
 
 def describe_rule(found: EffectiveRule, ruleset: Ruleset) -> str:
@@ -55,17 +69,17 @@ def describe_rule(found: EffectiveRule, ruleset: Ruleset) -> str:
     return f"{' '.join(words)} of {_group_name(found.group_id, ruleset)}"
 
 
-def explained(packet: Packet, judgement: Judgement, ruleset: Ruleset, effective: EffectiveRuleset | None) -> Explanation:
-    """Return ``judgement`` of ``packet`` with its grounds; ``effective`` is None for a server that is not known."""
+def explained(packet: Packet, decision: Decision, ruleset: Ruleset, effective: EffectiveRuleset | None) -> Explanation:
+    """Return ``decision`` of ``packet`` with its grounds; ``effective`` is None for a server that is not known."""
     # A later fragment shows neither ports nor types: what it lacks would be told as what fails.
-    is_unruled = judgement.verdict.reason is Reason.NO_RULE and packet.fragment is not Fragment.LATER
+    is_unruled = decision.verdict.reason is Reason.NO_RULE and packet.fragment is not Fragment.LATER
     return Explanation(
-        verdict=judgement.verdict,
-        step=judgement.step,
-        group_id=judgement.group_id,
-        group_name=_group_name(judgement.group_id, ruleset) if judgement.group_id else "",
+        verdict=decision.verdict,
+        step=decision.step,
+        group_id=decision.group_id,
+        group_name=_group_name(decision.group_id, ruleset) if decision.group_id else "",
         nearest=_nearest(Opening.of(packet), effective, ruleset) if effective and is_unruled else (),
-        text=_text(packet, judgement, ruleset, effective),
+        text=_text(packet, decision, ruleset, effective),
     )
 
 
@@ -85,31 +99,30 @@ def _nearest(opening: Opening, effective: EffectiveRuleset, ruleset: Ruleset) ->
     return tuple(misses[:NEAREST_MAX])
 
 
-def _text(packet: Packet, judgement: Judgement, ruleset: Ruleset, effective: EffectiveRuleset | None) -> str:
-    rule = _find_rule_text(judgement.verdict.rule_id, ruleset, effective)
-    flow = judgement.flow
-    state = f" in state {flow.state.value}" if flow else ""
+def _text(packet: Packet, decision: Decision, ruleset: Ruleset, effective: EffectiveRuleset | None) -> str:
+    rule = _find_rule_text(decision.verdict.rule_id, ruleset, effective)
+    state = f" in state {decision.state.value}" if decision.state else ""
     way = packet.direction.name.lower()
-    if judgement.step == 7 and judgement.verdict.reason is not Reason.UNKNOWN_FRAGMENT:
-        return f"a later fragment gets what its first fragment got: {judgement.verdict.reason.name}"
+    if decision.step == 7 and decision.verdict.reason is not Reason.UNKNOWN_FRAGMENT:
+        return f"a later fragment gets what its first fragment got: {decision.verdict.reason.name}"
     texts = {
-        Reason.NEW: f"allowed by {rule}" + ("" if judgement.verdict.opened else "; it has no replies and opens no flow"),
+        Reason.NEW: f"allowed by {rule}" + ("" if decision.verdict.opened else "; it has no replies and opens no flow"),
         Reason.ESTABLISHED: f"belongs to a flow{state}, which is allowed by {rule}",
         Reason.RELATED: f"an ICMP error about a flow which is allowed by {rule}",
-        Reason.ESSENTIAL: f"essential service: {judgement.grounds}",
+        Reason.ESSENTIAL: f"essential service: {decision.grounds}",
         Reason.UNKNOWN_SERVER: f"server {packet.server} is not guarded by this agent",
         Reason.NO_RULESET: f"the rules of a group of server {packet.server} are not in force yet",
-        Reason.INVALID_PACKET: f"impossible packet: {judgement.grounds}",
-        Reason.ROGUE_SERVICE: f"a server may not act as {judgement.grounds}",
+        Reason.INVALID_PACKET: f"impossible packet: {decision.grounds}",
+        Reason.ROGUE_SERVICE: f"a server may not act as {decision.grounds}",
         Reason.SPOOFED_SOURCE: f"{packet.source} is not an address of server {packet.server}",
         Reason.NOT_LOCAL: f"{packet.destination} is not an address of server {packet.server}",
         Reason.UNKNOWN_FRAGMENT: "a later fragment whose first fragment was not seen in the last 30 s under the rules in force",
-        Reason.INVALID_STATE: judgement.grounds,
+        Reason.INVALID_STATE: decision.grounds,
         Reason.NO_RULE: f"no {way} rule of {_groups_text(effective, ruleset)} allows {_packet_text(packet)}",
         Reason.TABLE_FULL: f"allowed by a rule, but there is no room for one more flow of server {packet.server}",
         Reason.REVOKED: f"belongs to a flow that is no longer allowed; it last was by {rule}",
     }
-    return texts[judgement.verdict.reason]
+    return texts[decision.verdict.reason]
 
 
 def _find_rule_text(rule_id: str, ruleset: Ruleset, effective: EffectiveRuleset | None) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from secgroups.agent.compiled import CompiledEngine
+from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.counters import Stats
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import Explanation, Packet, Verdict
@@ -17,16 +19,20 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
+# Each engine has a table of its own kind, and goes on with no other.
+Flows = FlowTable | CompiledTable
+
+
 class Engine(Protocol):
     """What every engine can do; ``ReferenceEngine`` says what it means."""
 
-    def __init__(self, settings: EngineSettings, now_ns: int, flows: FlowTable | None = None) -> None: ...
+    def __init__(self, settings: EngineSettings, now_ns: int, flows: Any = None) -> None: ...
 
     @property
     def ruleset(self) -> Ruleset: ...
 
     @property
-    def flows(self) -> FlowTable: ...
+    def flows(self) -> Flows: ...
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied: ...
 
@@ -47,7 +53,7 @@ class Engine(Protocol):
     def stats(self, now_ns: int) -> Stats: ...
 
 
-ENGINES: dict[str, type[Engine]] = {"reference": ReferenceEngine}
+ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": ReferenceEngine}
 
 
 class Firewall:
@@ -62,7 +68,7 @@ class Firewall:
         *,
         now_ns: int,
         engine: str = "reference",
-        flows: FlowTable | None = None,
+        flows: Flows | None = None,
     ) -> None:
         """Start cold, or warm with the ``flows`` of a firewall that is not asked any more.
 
@@ -80,7 +86,7 @@ class Firewall:
         return self._engine.ruleset
 
     @property
-    def flows(self) -> FlowTable:
+    def flows(self) -> Flows:
         """The flow table: for a look at it, or for the next firewall (a warm restart)."""
         return self._engine.flows
 

@@ -34,7 +34,7 @@ from secgroups.agent.screening import (
     is_icmp_error,
 )
 from secgroups.agent.table import FlowTable, Guarded
-from secgroups.agent.tcp import REOPENABLE, Segment, Unmoved, next_state, segment_of
+from secgroups.agent.tcp import REOPENABLE, FlowState, Segment, Unmoved, next_state, segment_of
 from secgroups.agent.tracking import (
     Flow,
     FlowKey,
@@ -70,6 +70,22 @@ def _denied(reason: Reason, step: int, grounds: str = "", flow: Flow | None = No
 
 def _by_flow(reason: Reason, step: int, flow: Flow, stored: Flow | None) -> Judgement:
     return Judgement(verdict=Verdict(reason=reason, rule_id=flow.rule_id), step=step, group_id=flow.group_id, flow=stored)
+
+
+def grounds_without_place(packet: Packet, state: FlowState, *, from_opener: bool) -> str:
+    """Return why row 9 denies a TCP segment."""
+    sender = "opener" if from_opener else "answering end"
+    return f"{_segment_name(packet)} of the {sender} has no place in state {state.value}"
+
+
+def grounds_without_flow(packet: Packet) -> str:
+    """Return why row 10 denies a packet."""
+    return f"{_segment_name(packet)} belongs to no flow" if packet.protocol == TCP else "ICMP reply to no request"
+
+
+def _segment_name(packet: Packet) -> str:
+    segment = segment_of(packet.tcp_flags)
+    return f"TCP {segment.value}" if segment else "TCP segment"
 
 
 def judge(packet: Packet, table: FlowTable, *, servers: Collection[str], essential: bool, now_ns: int) -> Judgement:
@@ -176,8 +192,7 @@ class _Case:
             return self._reopening(flow)
         state = next_state(flow.state, self._segment, from_opener=from_opener)
         if state is Unmoved.INVALID:
-            sender = "opener" if from_opener else "answering end"
-            grounds = f"{self._segment_name()} of the {sender} has no place in state {flow.state.value}"
+            grounds = grounds_without_place(self._packet, flow.state, from_opener=from_opener)
             return _denied(Reason.INVALID_STATE, 9, grounds, flow)
         if state is Unmoved.IGNORED:
             return self._going_on(counted(flow, self._packet, self._now_ns))
@@ -201,7 +216,7 @@ class _Case:
         if packet.protocol == TCP and self._segment is not Segment.SYN:
             return self._mid_stream(key, opening)
         if is_icmp_reply(packet.protocol, packet.icmp_type):
-            return _denied(Reason.INVALID_STATE, 10, "ICMP reply to no request")
+            return _denied(Reason.INVALID_STATE, 10, grounds_without_flow(packet))
         return self._by_rules(key, opening) or _denied(Reason.NO_RULE, 11)
 
     def _mid_stream(self, key: FlowKey | None, opening: Opening) -> Judgement:
@@ -210,10 +225,7 @@ class _Case:
             found = self._by_rules(key, opening) or self._by_rules(key, Opening.answered_by(self._packet))
             if found:
                 return found
-        return _denied(Reason.INVALID_STATE, 10, f"{self._segment_name()} belongs to no flow")
-
-    def _segment_name(self) -> str:
-        return f"TCP {self._segment.value}" if self._segment else "TCP segment"
+        return _denied(Reason.INVALID_STATE, 10, grounds_without_flow(self._packet))
 
     def _by_rules(self, key: FlowKey | None, opening: Opening) -> Judgement | None:
         """Rows 12 and 13; None if no rule allows ``opening``."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from secgroups.agent.counters import Counters, Stats
 from secgroups.agent.effective import EffectiveGroup, effective_groups, effective_ruleset
-from secgroups.agent.explanation import explained
+from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
 from secgroups.agent.handles import Handles
 from secgroups.agent.judgement import Judgement, judge
@@ -160,7 +160,14 @@ class ReferenceEngine:
         """Return what ``decide`` would answer now, and why. Changes nothing. Raises nothing."""
         judgement = self._judged(packet, now_ns)
         guarded = self._table.guarded.get(packet.server) if packet.server in self._ruleset.servers else None
-        return explained(packet, judgement, self._ruleset, guarded.ruleset if guarded else None)
+        decision = Decision(
+            verdict=judgement.verdict,
+            step=judgement.step,
+            group_id=judgement.group_id,
+            state=judgement.flow.state if judgement.flow else None,
+            grounds=judgement.grounds,
+        )
+        return explained(packet, decision, self._ruleset, guarded.ruleset if guarded else None)
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""

@@ -12,6 +12,7 @@ _BOUNDS = {
     "server_flows_max": (4, 67_108_864),
     "tcp_loose_s": (0, 86_400),
     "fragments_max": (4, 1_048_576),
+    "shards": (1, 64),
 }
 
 
@@ -21,8 +22,9 @@ class EngineSettings:
 
     ``flows_max`` is the capacity of the flow table, ``server_flows_max`` the most of it that one server may hold (more than
     ``flows_max`` means all of it), ``fragments_max`` the capacity of the fragment table. ``tcp_loose_s`` is for how long
-    after a cold start TCP is accepted mid-stream. ``essential_services`` lets DHCP and neighbour discovery pass whatever the
-    rules say.
+    after a cold start TCP is accepted mid-stream. ``essential_services`` lets DHCP and neighbour discovery pass whatever the rules
+    say. ``shards`` is how many threads may decide at once without waiting for each other: servers are divided among them, and so
+    are the tables.
     """
 
     essential_services: bool = True
@@ -30,6 +32,7 @@ class EngineSettings:
     server_flows_max: int = 65_536
     tcp_loose_s: int = 0
     fragments_max: int = 4_096
+    shards: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.essential_services, bool):

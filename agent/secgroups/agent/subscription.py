@@ -190,9 +190,11 @@ class Subscription:
             # What a newer controller may say besides is not for this agent.
 
     async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
-        """Acknowledge what was applied, save and log it."""
+        """Have what was applied saved, acknowledge and log it. It is saved whether or not the stream lives to hear of it."""
         if applied is None:
             return
+        if applied.objects:
+            self._applied()
         apply_us = (self._clock() - begun_ns) // 1000
         rejected = [
             pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)
@@ -218,7 +220,6 @@ class Subscription:
                 reason=refused.message,
             )
         if applied.objects:
-            self._applied()
             log.info(
                 "ruleset_applied",
                 agent_id=agent_id,

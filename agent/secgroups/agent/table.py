@@ -10,8 +10,8 @@ Where the contract is silent:
 - The share of a server is a hard bound, also for a server that holds fewer than flows_max / servers.
 - A server below that does not give up an unanswered flow of its own: it could otherwise never have two handshakes under way while
   another server holds the table.
-- Of two servers that hold equally many, or whose oldest flows were opened at the same time, the one with the lower id gives;
-  of two flows of a server that are equal in this, the one that was opened first.
+- Of two servers that hold equally many, or whose oldest flows were opened at the same time (to 17 ms), the one with the lower id
+  gives; of two flows of a server that are equal in this, the one that was opened first.
 - ``servers`` counts the servers that the agent guards, with traffic or without.
 - A successor with a smaller table keeps the answered flows, latest seen first, then the unanswered ones, latest opened first.
 """
@@ -28,6 +28,9 @@ from secgroups.agent.settings import EngineSettings
 from secgroups.agent.tracking import NS_PER_S, Flow, FlowKey
 
 _NEVER_NS = 1 << 63
+# Ages are compared as they are kept in a compact table: openings to 17 ms, last packets to 1 ms.
+OPENED_SHIFT = 24
+SEEN_SHIFT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Share:
 
     def longest_idle(self) -> Flow:
         """Return the flow that was seen the longest ago; there is one."""
-        return min(self.flows.values(), key=lambda flow: flow.seen_ns)
+        return min(self.flows.values(), key=lambda flow: flow.seen_ns >> SEEN_SHIFT)
 
 
 class FlowTable:
@@ -190,7 +193,9 @@ class FlowTable:
 
     def _find_oldest_unanswered(self) -> Flow | None:
         found = (share.find_oldest_unanswered() for share in self._shares.values())
-        return min((flow for flow in found if flow), key=lambda flow: (flow.opened_ns, flow.key.server), default=None)
+        return min(
+            (flow for flow in found if flow), key=lambda flow: (flow.opened_ns >> OPENED_SHIFT, flow.key.server), default=None
+        )
 
     def fit(self, settings: EngineSettings, now_ns: int) -> None:
         """Take on the bounds of ``settings``; flows that no longer have room go."""

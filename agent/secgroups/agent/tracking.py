@@ -62,6 +62,11 @@ def is_icmp_reply(protocol: int, icmp_type: int) -> bool:
     return icmp_type in _REQUEST_OF.get(protocol, ())
 
 
+def find_request(protocol: int, icmp_type: int) -> int | None:
+    """Return the type of the request that an ICMP reply answers, or a request's own; None for a message that is neither."""
+    return icmp_type if is_icmp_request(protocol, icmp_type) else _REQUEST_OF.get(protocol, {}).get(icmp_type)
+
+
 def find_key(server: str, direction: Direction, packet: Packet | QuotedPacket) -> FlowKey | None:
     """Return the key of the flow that ``packet``, going in ``direction``, would belong to; None for ICMP without reply."""
     protocol = packet.protocol
@@ -148,20 +153,22 @@ def counted(flow: Flow, packet: Packet, now_ns: int) -> Flow:
 
 def renewed(flow: Flow, now_ns: int) -> Flow:
     """Return ``flow`` with the whole time-out of its state before it."""
-    return replace(flow, deadline_ns=now_ns + (_revoked_s(flow) if flow.revoked else _timeout_s(flow)) * NS_PER_S)
-
-
-def _timeout_s(flow: Flow) -> int:
     protocol = flow.key.protocol
+    return replace(flow, deadline_ns=now_ns + (revoked_s(protocol) if flow.revoked else timeout_s(protocol, flow.state)) * NS_PER_S)
+
+
+def timeout_s(protocol: int, state: FlowState) -> int:
+    """Return for how long a flow in ``state`` lives without a packet, in seconds."""
     if protocol == TCP:
-        return TCP_TIMEOUTS_S[flow.state]
+        return TCP_TIMEOUTS_S[state]
     if protocol == UDP:
-        return _UDP_ANSWERED_S if flow.answered else _UDP_UNANSWERED_S
+        return _UDP_ANSWERED_S if state is FlowState.ANSWERED else _UDP_UNANSWERED_S
     return _ICMP_S if protocol in (ICMP, ICMPV6) else _OTHER_S
 
 
-def _revoked_s(flow: Flow) -> int:
-    return {TCP: _REVOKED_TCP_S, UDP: _REVOKED_UDP_S}.get(flow.key.protocol, _REVOKED_OTHER_S)
+def revoked_s(protocol: int) -> int:
+    """Return for how long a revoked flow lives without a packet of its opener, in seconds."""
+    return {TCP: _REVOKED_TCP_S, UDP: _REVOKED_UDP_S}.get(protocol, _REVOKED_OTHER_S)
 
 
 def rejudged(flow: Flow, rule: EffectiveRule | None, *, epoch: int, now_ns: int) -> Flow:

@@ -1,0 +1,479 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=True
+"""The compiled engine: flow tables, compiled rules and verdicts. ``compiled.py`` says what changes, this is what packets meet.
+
+Everything here is called with the interpreter's lock held. Verdicts give it up for a batch; each shard of servers has a lock of its
+own, so threads meet only where their servers do. What changes rules holds all of them, for as long as a change takes.
+
+On a packet's way nothing is allocated, nothing raises and no Python object is touched.
+"""
+
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.string cimport memcpy, memset
+
+from secgroups.agent.flow import Packet, Reason, Verdict
+from secgroups.agent.records import check_buffers
+
+include "engine/machine.pxi"
+include "engine/layout.pxi"
+
+cdef uint64_t FRAGMENT_KEPT_NS = 30_000_000_000
+
+include "engine/policy.pxi"
+include "engine/table.pxi"
+include "engine/fragments.pxi"
+include "engine/judge.pxi"
+include "engine/packing.pxi"
+
+RECORD_BYTES = sizeof(Record)
+QUOTE_BYTES = sizeof(Quote)
+VERDICT_BYTES = sizeof(PackedVerdict)
+CHECKED = bool(sg_checked)
+# What a flow takes, both directions, with everything that is kept for it.
+FLOW_BYTES = sizeof(Flow) + sizeof(Links) + sizeof(Highs) + sizeof(uint32_t) + CHUNK_WORDS * sizeof(uint32_t) / float(CHUNK_FILL)
+
+cdef list REASON_OF = [None] * REASONS
+for _reason in Reason:
+    REASON_OF[_reason] = _reason
+
+
+include "engine/shards.pxi"
+
+
+cdef int with_verdicts(Py_buffer *asked, records, verdicts, quotes, Py_buffer *answers, Py_buffer *quoted) except -1:
+    """Take the other two buffers of a batch; ValueError if the three do not fit each other."""
+    try:
+        PyObject_GetBuffer(verdicts, answers, PyBUF_WRITABLE)
+    except BufferError:
+        check_buffers(records, verdicts, quotes)
+        raise
+    try:
+        PyObject_GetBuffer(quotes, quoted, PyBUF_SIMPLE)
+    except BufferError:
+        PyBuffer_Release(answers)
+        check_buffers(records, verdicts, quotes)
+        raise
+    if (
+        asked.len % sizeof(Record)
+        or quoted.len % sizeof(Quote)
+        or answers.len != asked.len // <Py_ssize_t>sizeof(Record) * <Py_ssize_t>sizeof(PackedVerdict)
+    ):
+        PyBuffer_Release(answers)
+        PyBuffer_Release(quoted)
+        check_buffers(records, verdicts, quotes)
+    return 0
+
+
+cdef class Core:
+    """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
+
+    Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. Numbers that are not in use are the caller's mistake, and are not checked
+    but in the checked build. ``handles`` are those of servers by name, ``rule_ids`` the ids of rules by number: the caller fills
+    them in.
+    """
+
+    cdef Engine engine
+    cdef dict _verdicts
+    cdef readonly dict handles
+    cdef readonly dict rule_ids
+
+    def __cinit__(self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict):
+        """Take all memory. ``seed`` has 8 words of 8 bytes; ``tables`` are the contract's: states, time-outs, kinds of ICMP."""
+        cdef Engine *engine = &self.engine
+        cdef uint32_t at
+        memset(engine, 0, sizeof(Engine))
+        self._verdicts = {}
+        self.handles = {}
+        self.rule_ids = {}
+        engine.server_flows_max = server_flows_max
+        fill_tables(engine, tables)
+        begin_rules(engine)
+        begin_pool(&engine.endpoint_pool, sizeof(Endpoint))
+        begin_index(&engine.endpoint_index)
+        memcpy(engine.seed, PyBytes_AS_STRING(seed) + 48, 16)
+        engine.shards = <Shard *>calloc(shards, sizeof(Shard))
+        if engine.shards == NULL:
+            raise MemoryError
+        engine.shards_count = shards
+        for at in range(engine.shards_count):
+            memcpy(engine.shards[at].seed, PyBytes_AS_STRING(seed), 48)
+            begin_shard(engine, &engine.shards[at], max(4, flows_max // shards), max(4, fragments_max // shards))
+        grow_rules(engine, 64)
+
+    def __dealloc__(self):
+        cdef uint32_t at
+        for at in range(self.engine.shards_count):
+            end_shard(&self.engine.shards[at])
+        free(self.engine.shards)
+        end_rules(&self.engine)
+        free(self.engine.endpoint_pool.items)
+        free(self.engine.endpoint_index.words)
+        free(self.engine.rules)
+        free(self.engine.servers)
+
+    # -------------------------------------------------------------------------------------------- changes
+
+    def lock(self):
+        """Keep every shard from deciding until ``unlock``."""
+        cdef uint32_t at
+        with nogil:
+            for at in range(self.engine.shards_count):
+                sg_lock(&self.engine.shards[at].lock)
+
+    def unlock(self):
+        cdef uint32_t at
+        for at in range(self.engine.shards_count):
+            sg_unlock(&self.engine.shards[at].lock)
+
+    def set_essential_services(self, bint wanted):
+        self.engine.essential_services = wanted
+
+    def set_loose_until(self, uint64_t until_ns):
+        self.engine.loose_until_ns = until_ns
+
+    def set_servers_count(self, uint32_t shard, uint32_t count):
+        """Say how many servers of a shard are guarded."""
+        self.engine.shards[shard].servers = count
+
+    def grow_rules(self, uint32_t room):
+        """Have room for rules numbered below ``room``."""
+        grow_rules(&self.engine, room)
+
+    def grow_servers(self, uint32_t room):
+        """Have room for servers numbered below ``room``."""
+        grow_servers(&self.engine, room)
+
+    def set_server(self, uint32_t number, uint32_t generation, uint8_t standing, uint32_t policy, uint32_t epoch):
+        """Standing is 0 absent, 1 without ruleset, 2 in force; the policy counts for 2 only."""
+        cdef Server *server = &self.engine.servers[number]
+        server.generation, server.standing, server.policy, server.epoch = generation, standing, policy, epoch
+
+    def set_name_order(self, uint32_t number, uint32_t order):
+        self.engine.servers[number].name_order = order
+
+    def add_endpoint(self, uint32_t server, bytes address) -> int:
+        """Give a server an address."""
+        return add_endpoint(&self.engine, server, word_of(address, 0), word_of(address, 8))
+
+    def remove_endpoint(self, uint32_t endpoint):
+        """Take an address from its server; ``sweep`` then takes its flows and its number."""
+        remove_endpoint(&self.engine, endpoint)
+
+    def sweep(self, list endpoints) -> int:
+        """Drop all flows of these endpoints, which were removed, and return how many. Without ``lock``: it locks in small steps."""
+        cdef uint32_t endpoint, gone = 0
+        for number in endpoints:
+            endpoint = number
+            if self.engine.endpoints[endpoint].flows:
+                gone += self._sweep(endpoint)
+            give_item(&self.engine.endpoint_pool, endpoint)
+        return gone
+
+    cdef uint32_t _sweep(self, uint32_t endpoint) except? 0xFFFFFFFF:
+        cdef Shard *shard = &self.engine.shards[self.engine.endpoints[endpoint].server % self.engine.shards_count]
+        cdef uint32_t at = 0, end, gone = 0
+        with nogil:
+            while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+                sg_lock(&shard.lock)
+                end = min(at + 4096, shard.never_used)
+                while at < end:
+                    if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
+                        release_entry(&self.engine, shard, at)
+                        gone += 1
+                    at += 1
+                sg_unlock(&shard.lock)
+        return gone
+
+    def forget_fragments(self, uint32_t handle):
+        """Forget the first fragments of a server."""
+        cdef uint32_t at, shard
+        for shard in range(self.engine.shards_count):
+            for at in range(self.engine.shards[shard].fragments_max):
+                if self.engine.shards[shard].fragments[at].is_held and self.engine.shards[shard].fragments[at].server == handle:
+                    forget_fragment(&self.engine.shards[shard], at)
+
+    def set_rule(
+        self, uint32_t number, uint32_t handle, object rank, uint32_t label, uint16_t protocol, uint16_t first, uint16_t last,
+        uint8_t direction,
+    ):
+        """Write a rule; protocol 256 is any, ``first`` and ``last`` are ports, or type * 256 + code for ICMP."""
+        cdef Rule *rule = &self.engine.rules[number]
+        cdef uint32_t at
+        rule.rank, rule.label, rule.protocol, rule.first, rule.last = rank, label, protocol, first, last
+        rule.direction, rule.is_in_force = direction, 1
+        for at in range(self.engine.shards_count):
+            self.engine.shards[at].rules[number].handle = handle
+
+    def set_rank(self, uint32_t number, object rank):
+        self.engine.rules[number].rank = rank
+
+    def end_rule(self, uint32_t number):
+        """A rule is no longer in force; its counts are gone, its number is free when ``rule_users`` is 0."""
+        cdef uint32_t at
+        self.engine.rules[number].is_in_force = 0
+        for at in range(self.engine.shards_count):
+            self.engine.shards[at].rules[number].packets = 0
+            self.engine.shards[at].rules[number].bytes = 0
+            self.engine.shards[at].rules[number].flows = 0
+
+    def rule_users(self, uint32_t number) -> int:
+        cdef uint32_t at
+        cdef uint64_t users = 0
+        for at in range(self.engine.shards_count):
+            users += self.engine.shards[at].rules[number].users
+        return users
+
+    def rule_counts(self, uint32_t number) -> tuple[int, int, int]:
+        """Return packets, bytes and flows opened."""
+        cdef uint32_t at
+        cdef uint64_t packets = 0, total = 0, flows = 0
+        for at in range(self.engine.shards_count):
+            packets += self.engine.shards[at].rules[number].packets
+            total += self.engine.shards[at].rules[number].bytes
+            flows += self.engine.shards[at].rules[number].flows
+        return packets, total, flows
+
+    def add_policy(self) -> int:
+        return add_policy(&self.engine)
+
+    def remove_policy(self, uint32_t policy):
+        """The policy has no rules any more."""
+        give_item(&self.engine.policy_pool, policy)
+
+    def change_policy(self, uint32_t policy, list removed, list added):
+        """Rules leave and join a policy."""
+        change_policy(&self.engine, policy, removed, added)
+
+    def empty_policy(self, uint32_t policy, list rules):
+        """Take these rules out of a policy that nothing is judged by any more, and all that share their labels."""
+        empty_policy(&self.engine, policy, rules)
+
+    def reset_rules(self):
+        """Drop policies, networks and members; servers, endpoints and the numbers of rules stay."""
+        self.lock()
+        try:
+            end_rules(&self.engine)
+            begin_rules(&self.engine)
+        finally:
+            self.unlock()
+
+    def add_member(self, bytes address, uint32_t label):
+        add_member(&self.engine, word_of(address, 0), word_of(address, 8), label)
+
+    def remove_member(self, bytes address, uint32_t label):
+        remove_member(&self.engine, word_of(address, 0), word_of(address, 8), label)
+
+    def add_prefix(self, uint64_t high, uint64_t low, int length, bint is_ipv4, uint32_t label) -> int:
+        """Add a network that is not held; an IPv4 address is a number in ``low``."""
+        return add_prefix(&self.engine, high, low, length, is_ipv4, label)
+
+    def remove_prefix(self, uint32_t number):
+        remove_prefix(&self.engine, number)
+
+    def forget_verdicts(self):
+        """Rule numbers may mean something else from now on."""
+        self._verdicts.clear()
+
+    # -------------------------------------------------------------------------------------------- verdicts
+
+    def decide(self, packet, uint64_t now_ns):
+        """Return the verdict for a Packet, or for a record of 64 bytes, and track the flow if it is allowed."""
+        cdef Record record
+        cdef Quote quote
+        cdef Case case
+        cdef Shard *shard
+        cdef Engine *engine = &self.engine
+        case.record = &record
+        if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
+            case.record = <const Record *>PyBytes_AS_STRING(packet)
+            record.quote = 0
+        else:
+            pack(packet, self._handle(packet), &record, &quote)
+        prepare(engine, &case, &quote, record.quote)
+        shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
+        sg_lock(&shard.lock)
+        if case.kind == KIND_KEYED:
+            case.hash = hash_of(shard, &case.key)
+        if case.kind != KIND_DECIDED:
+            conclude(engine, shard, &case, now_ns, NULL)
+        finish(shard, &case, now_ns)
+        sg_unlock(&shard.lock)
+        return self._verdict(&case)
+
+    cdef uint32_t _handle(self, packet) except? 0xFFFFFFFF:
+        handle = self.handles.get(packet.server)
+        return HANDLE_INDEX_MASK if handle is None else handle
+
+    cdef object _verdict(self, Case *case):
+        cdef uint64_t key = (<uint64_t>case.rule << 8) | (case.opened << 6) | case.reason
+        made = self._verdicts.get(key)
+        if made is None:
+            rule_id = self.rule_ids[case.rule] if case.rule else ""
+            made = Verdict(reason=REASON_OF[case.reason], rule_id=rule_id, opened=bool(case.opened))
+            self._verdicts[key] = made
+        return made
+
+    def explain(self, packet, uint64_t now_ns) -> tuple[Verdict, int, int, int]:
+        """Return what ``decide`` would: the verdict, the row, the rule's number, the status of the flow or 0. Changes nothing."""
+        cdef Record record
+        cdef Quote quote
+        cdef Case case
+        cdef Shard *shard
+        cdef Flow copy
+        copy.status = 0
+        case.record = &record
+        pack(packet, self._handle(packet), &record, &quote)
+        prepare(&self.engine, &case, &quote, record.quote)
+        shard = &self.engine.shards[(record.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
+        sg_lock(&shard.lock)
+        if case.kind == KIND_KEYED:
+            case.hash = hash_of(shard, &case.key)
+        if case.kind != KIND_DECIDED:
+            conclude(&self.engine, shard, &case, now_ns, &copy)
+        sg_unlock(&shard.lock)
+        return self._verdict(&case), case.step, case.rule, copy.status
+
+    def pack(self, packet) -> tuple[bytes, bytes]:
+        """Return the record of a Packet and its quote, empty if it has none."""
+        cdef Record record
+        cdef Quote quote
+        pack(packet, self._handle(packet), &record, &quote)
+        return (
+            PyBytes_FromStringAndSize(<char *>&record, sizeof(Record)),
+            PyBytes_FromStringAndSize(<char *>&quote, sizeof(Quote)) if record.quote else b"",
+        )
+
+    def decide_many(self, records, uint64_t now_ns, verdicts, quotes=b""):
+        """Write a verdict of 8 bytes for each record of 64; ValueError if the sizes don't match."""
+        cdef Py_buffer asked, answers, quoted
+        cdef Py_ssize_t count
+        try:
+            PyObject_GetBuffer(records, &asked, PyBUF_SIMPLE)
+        except BufferError:
+            check_buffers(records, verdicts, quotes)
+            raise
+        try:
+            with_verdicts(&asked, records, verdicts, quotes, &answers, &quoted)
+            try:
+                count = asked.len // sizeof(Record)
+                with nogil:
+                    decide_all(
+                        &self.engine, <const Record *>asked.buf, count, <const Quote *>quoted.buf,
+                        <uint32_t>(quoted.len // sizeof(Quote)), now_ns, <PackedVerdict *>answers.buf,
+                    )
+            finally:
+                PyBuffer_Release(&quoted)
+                PyBuffer_Release(&answers)
+        finally:
+            PyBuffer_Release(&asked)
+
+    def handles_in(self, verdicts) -> set[int]:
+        """Return the rule handles in a buffer of verdicts."""
+        cdef Py_buffer given
+        cdef set found = set()
+        cdef uint32_t last = 0, handle
+        cdef Py_ssize_t at
+        PyObject_GetBuffer(verdicts, &given, PyBUF_SIMPLE)
+        try:
+            for at in range(given.len // <Py_ssize_t>sizeof(PackedVerdict)):
+                handle = (<const PackedVerdict *>given.buf)[at].rule
+                if handle and handle != last:
+                    found.add(handle)
+                    last = handle
+        finally:
+            PyBuffer_Release(&given)
+        return found
+
+    # -------------------------------------------------------------------------------------------- a look inside
+
+    def figures(self) -> dict[str, object]:
+        """Return sums over all shards: entries, fragments, reasons, evicted_unanswered, evicted_answered, expired."""
+        cdef uint32_t at
+        cdef int reason
+        cdef dict sums = {"entries": 0, "fragments": 0, "evicted_unanswered": 0, "evicted_answered": 0, "expired": 0}
+        cdef list reasons = [0] * REASONS
+        cdef Shard *shard
+        for at in range(self.engine.shards_count):
+            shard = &self.engine.shards[at]
+            sums["entries"] += shard.count
+            sums["fragments"] += shard.fragments_count
+            sums["evicted_unanswered"] += shard.evicted_unanswered
+            sums["evicted_answered"] += shard.evicted_answered
+            sums["expired"] += shard.expired
+            for reason in range(REASONS):
+                reasons[reason] += shard.reasons[reason]
+        sums["reasons"] = reasons
+        return sums
+
+    def begin_counting(self):
+        """Set all counters to zero."""
+        cdef uint32_t at, number
+        cdef Shard *shard
+        for at in range(self.engine.shards_count):
+            shard = &self.engine.shards[at]
+            shard.evicted_unanswered = shard.evicted_answered = shard.expired = 0
+            memset(shard.reasons, 0, sizeof(shard.reasons))
+            for number in range(self.engine.rules_room):
+                shard.rules[number].packets = shard.rules[number].bytes = shard.rules[number].flows = 0
+
+    def count_states(self, uint64_t now_ns) -> list[int]:
+        """Return how many live flows there are in each state; [0] are those revoked."""
+        cdef uint32_t at, place
+        cdef uint64_t counts[16]
+        cdef Flow *flow
+        cdef Shard *shard
+        memset(counts, 0, sizeof(counts))
+        with nogil:
+            for at in range(self.engine.shards_count):
+                shard = &self.engine.shards[at]
+                sg_lock(&shard.lock)
+                for place in range(shard.never_used):
+                    flow = &shard.flows[place]
+                    if flow.status and flow.deadline_ns > now_ns:
+                        counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
+                sg_unlock(&shard.lock)
+        return [counts[at] for at in range(16)]
+
+    def adopt(self, Core other, uint32_t shard_number, uint32_t place, uint32_t endpoint, uint64_t now_ns):
+        """Take over a flow of another core, whose rules have the same numbers here; ``endpoint`` is here. There must be room."""
+        cdef Shard *theirs = &other.engine.shards[shard_number]
+        cdef uint32_t server = self.engine.endpoints[endpoint].server, made
+        cdef Shard *shard = &self.engine.shards[server % self.engine.shards_count]
+        made = take_entry(shard)
+        shard.flows[made], shard.highs[made], shard.opened[made] = theirs.flows[place], theirs.highs[place], theirs.opened[place]
+        shard.flows[made].endpoint = endpoint
+        link_entry(&self.engine, shard, made, now_ns)
+
+    def server_flows(self, uint32_t number) -> int:
+        """Return how many entries a server has taken."""
+        return self.engine.servers[number].flows
+
+    def endpoint_server(self, uint32_t number) -> int:
+        return self.engine.endpoints[number].server
+
+    def page(self, uint32_t shard_number, uint32_t start, uint32_t most, uint64_t now_ns) -> tuple[int, list[tuple[object, ...]]]:
+        """Return where to go on (0: at the end) and the live flows among ``most`` entries from ``start``."""
+        cdef Shard *shard = &self.engine.shards[shard_number]
+        cdef list found = []
+        cdef uint32_t at, end
+        cdef Flow flow
+        cdef Highs highs
+        cdef uint64_t now_seen = now_ns >> SEEN_SHIFT, now_opened = now_ns >> OPENED_SHIFT
+        end = min(start + most, shard.never_used)
+        for at in range(start, end):
+            sg_lock(&shard.lock)
+            flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
+            sg_unlock(&shard.lock)
+            if not flow.status or flow.deadline_ns <= now_ns:
+                continue
+            found.append((
+                at, flow.endpoint, flow.protocol, flow.status, flow.local_port, flow.remote_port, flow.icmp_code,
+                PyBytes_FromStringAndSize(<char *>flow.remote, 16), flow.deadline_ns, flow.epoch, flow.rule,
+                (now_seen - <uint32_t>(<uint32_t>now_seen - flow.seen)) << SEEN_SHIFT,
+                (now_opened - <uint32_t>(<uint32_t>now_opened - <uint32_t>opened)) << OPENED_SHIFT,
+                flow.packets[0] + (<uint64_t>highs.packets[0] << 32), flow.bytes[0] + (<uint64_t>highs.bytes[0] << 32),
+                flow.packets[1] + (<uint64_t>highs.packets[1] << 32), flow.bytes[1] + (<uint64_t>highs.bytes[1] << 32),
+            ))
+        return (end if end < shard.never_used else 0), found

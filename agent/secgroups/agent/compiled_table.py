@@ -1,0 +1,244 @@
+"""The flow table of the compiled engine with the names of what its numbers mean: all that a warm restart keeps."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, NamedTuple
+
+from secgroups.agent._engine import Core
+from secgroups.agent.compiled_rules import Policy, RuleNumbers, packed
+from secgroups.agent.compiled_tables import STATES, contract_tables
+from secgroups.agent.effective import EffectiveRuleset, Opening
+from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
+from secgroups.agent.ruleset import ServerBinding
+from secgroups.agent.settings import EngineSettings
+from secgroups.agent.tracking import NS_PER_S, Flow, FlowKey
+
+if TYPE_CHECKING:
+    from secgroups.agent.compiled import CompiledEngine
+
+ABSENT, WITHOUT_RULESET, IN_FORCE = 0, 1, 2
+
+_INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x0F
+_HANDLE_INDEX_BITS = 20
+_GENERATIONS = 1 << 12
+_PAGE = 1024
+_SEED_BYTES = 64
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+class Entry(NamedTuple):
+    """A live flow as the core tells it."""
+
+    place: int
+    endpoint: int
+    protocol: int
+    status: int
+    local_port: int
+    remote_port: int
+    icmp_code: int
+    remote: bytes
+    deadline_ns: int
+    epoch: int
+    rule: int
+    seen_ns: int
+    opened_ns: int
+    opener_packets: int
+    opener_bytes: int
+    answerer_packets: int
+    answerer_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Guard:
+    """One server in the core. ``binding`` is None and ``inherited`` what held before, until a successor is told about it."""
+
+    name: str
+    number: int
+    generation: int
+    epoch: int = 0
+    endpoints: dict[Address, int] = field(default_factory=dict)
+    binding: ServerBinding | None = None
+    policy: Policy | None = None
+    inherited: EffectiveRuleset | None = None
+
+    @property
+    def handle(self) -> int:
+        return self.generation << _HANDLE_INDEX_BITS | self.number
+
+
+class CompiledTable:
+    """Flows and first fragments in the core, servers and endpoints by name. Belongs to one engine at a time."""
+
+    def __init__(self, settings: EngineSettings, now_ns: int) -> None:
+        self.loose_until_ns = now_ns + settings.tcp_loose_s * NS_PER_S
+        self.owner: CompiledEngine | None = None
+        self.guards: dict[str, Guard] = {}
+        self._by_number: dict[int, Guard] = {}
+        self._addresses: dict[int, Address] = {}
+        self._free: list[tuple[int, int]] = []
+        self._epoch = 0
+        self._begin(settings)
+
+    def _begin(self, settings: EngineSettings) -> None:
+        self.flows_max, self.server_flows_max = settings.flows_max, settings.server_flows_max
+        self.fragments_max, self.shards = settings.fragments_max, settings.shards
+        self.core = Core(
+            flows_max=settings.flows_max,
+            server_flows_max=settings.server_flows_max,
+            fragments_max=settings.fragments_max,
+            shards=settings.shards,
+            seed=secrets.token_bytes(_SEED_BYTES),
+            tables=contract_tables(),
+        )
+        self.core.set_loose_until(self.loose_until_ns)
+        self.numbers = RuleNumbers(self.core)
+
+    def __len__(self) -> int:
+        """Return how many entries are taken, by flows that are over as well."""
+        return int(self.core.figures()["entries"])
+
+    def held_by(self, server: str) -> int:
+        """Return how many entries are taken by ``server``."""
+        guard = self.guards.get(server)
+        return self.core.server_flows(guard.number) if guard else 0
+
+    def next_epoch(self) -> int:
+        """Return an epoch that no server was in."""
+        self._epoch += 1
+        return self._epoch
+
+    def guard_for(self, name: str) -> Guard:
+        """Return the guard of a server, a new one if it has none."""
+        guard = self.guards.get(name)
+        if guard is None:
+            number, generation = self._free.pop() if self._free else (len(self._by_number), 1)
+            guard = self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation)
+            self.core.grow_servers(number + 1)
+        return guard
+
+    def set_addresses(self, guard: Guard, addresses: frozenset[Address]) -> list[int]:
+        """Give a server exactly these addresses; return the endpoints that went and are to be swept."""
+        gone = [endpoint for address, endpoint in guard.endpoints.items() if address not in addresses]
+        for endpoint in gone:
+            self.core.remove_endpoint(endpoint)
+            del guard.endpoints[self._addresses[endpoint]]
+        for address in addresses - guard.endpoints.keys():
+            endpoint = guard.endpoints[address] = self.core.add_endpoint(guard.number, packed(address))
+            self._addresses[endpoint] = address
+        return gone
+
+    def sweep(self, endpoints: list[int]) -> int:
+        """Drop the flows of endpoints that went, and return how many."""
+        dropped = self.core.sweep(endpoints)
+        for endpoint in endpoints:
+            del self._addresses[endpoint]
+        return dropped
+
+    def drop(self, guard: Guard) -> None:
+        """Forget a server whose endpoints are swept; its number goes to another one with another handle."""
+        del self.guards[guard.name], self._by_number[guard.number]
+        self._free.append((guard.number, guard.generation % (_GENERATIONS - 1) + 1))
+
+    def order_names(self) -> None:
+        """Tell the core the order of the servers' names."""
+        for order, name in enumerate(sorted(self.guards)):
+            self.core.set_name_order(self.guards[name].number, order)
+
+    def live(self, now_ns: int) -> Iterator[Flow]:
+        """Yield the flows that are not over."""
+        for shard in range(self.shards):
+            yield from (flow for flow in map(self._flow, self._entries(shard, now_ns)) if flow is not None)
+
+    def _flow(self, entry: Entry) -> Flow | None:
+        """Return an entry as a value; None if its address was taken away just now."""
+        local, guard = self._addresses.get(entry.endpoint), self._by_number.get(self.core.endpoint_server(entry.endpoint))
+        if local is None or guard is None:
+            return None
+        remote = _address(entry.remote)
+        direction = Direction.INGRESS if entry.status & _INGRESS_FLAG else Direction.EGRESS
+        is_icmp = entry.protocol in (ICMP, ICMPV6)
+        port = 0
+        if entry.protocol in PROTOCOLS_WITH_PORTS:
+            port = entry.local_port if direction is Direction.INGRESS else entry.remote_port
+        opening = Opening(
+            direction=direction,
+            remote=remote,
+            protocol=entry.protocol,
+            port=port,
+            icmp_type=entry.remote_port if is_icmp else 0,
+            icmp_code=entry.icmp_code,
+        )
+        return Flow(
+            key=FlowKey(
+                guard.name,
+                entry.protocol,
+                local,
+                entry.local_port,
+                remote,
+                entry.remote_port,
+                direction if is_icmp else None,
+            ),
+            opening=opening,
+            state=STATES[entry.status & _STATE_MASK],
+            rule_id=self.numbers.rule_ids[entry.rule],
+            group_id=self.numbers.group_ids[entry.rule],
+            epoch=entry.epoch,
+            opened_ns=entry.opened_ns,
+            seen_ns=entry.seen_ns,
+            deadline_ns=entry.deadline_ns,
+            answered=bool(entry.status & _ANSWERED_FLAG),
+            revoked=bool(entry.status & _REVOKED_FLAG),
+            opener_packets=entry.opener_packets,
+            opener_bytes=entry.opener_bytes,
+            answerer_packets=entry.answerer_packets,
+            answerer_bytes=entry.answerer_bytes,
+        )
+
+    def fit(self, settings: EngineSettings, now_ns: int) -> None:
+        """Take on the bounds of ``settings``; flows that no longer have room go: unanswered ones first, the oldest first."""
+        held = (self.flows_max, self.server_flows_max, self.fragments_max, self.shards)
+        if held == (settings.flows_max, settings.server_flows_max, settings.fragments_max, settings.shards):
+            return
+        entries = [(shard, entry) for shard in range(self.shards) for entry in self._entries(shard, now_ns)]
+        entries.sort(key=lambda found: _worth(found[1]), reverse=True)
+        before, numbers = self.core, self.numbers
+        self._begin(settings)
+        self.numbers.adopt(numbers)
+        endpoints = {}
+        for guard in self.guards.values():
+            self.core.grow_servers(guard.number + 1)
+            for address, old in guard.endpoints.items():
+                guard.endpoints[address] = endpoints[old] = self.core.add_endpoint(guard.number, packed(address))
+        self._addresses = {new: self._addresses[old] for old, new in endpoints.items()}
+        held_by: dict[int, int] = {}
+        kept: list[tuple[int, Entry]] = []
+        for shard, entry in entries:
+            server = before.endpoint_server(entry.endpoint)
+            held_by[server] = held_by.get(server, 0) + 1
+            if held_by[server] <= self.server_flows_max and len(kept) < self.flows_max:
+                kept.append((shard, entry))
+        # In ascending order of opening among those unanswered, for that is the order in which they go.
+        for shard, entry in reversed(kept):
+            self.core.adopt(before, shard, entry.place, endpoints[entry.endpoint], now_ns)
+
+    def _entries(self, shard: int, now_ns: int) -> Iterator[Entry]:
+        start = 0
+        while True:
+            start, entries = self.core.page(shard, start, _PAGE, now_ns)
+            yield from map(Entry._make, entries)
+            if not start:
+                return
+
+
+def _worth(entry: Entry) -> tuple[bool, int]:
+    """Return what a flow is kept by: answered before unanswered, the latest first."""
+    answered = bool(entry.status & _ANSWERED_FLAG)
+    return answered, entry.seen_ns if answered else entry.opened_ns
+
+
+def _address(raw: bytes) -> Address:
+    return IPv4Address(raw[12:]) if raw.startswith(_MAPPED) else IPv6Address(raw)

@@ -1,0 +1,412 @@
+# What is in memory. Sizes that matter: a flow is one cache line, and with its links, age, upper halves of its counts and its place
+# in the index it takes 64 + 16 + 4 + 6 + 64 / 11 < 96 bytes.
+
+cdef enum:
+    NIL = 0xFFFFFFFF
+    CHUNK_WORDS = 16
+    CHUNK_FLOWS = 15
+    # Chunks are this full on average when the table is.
+    CHUNK_FILL = 11
+    WHEEL_SLOTS = 256
+    # A deadline further away than this is looked at again then.
+    WHEEL_REACH = 250
+    # 2**32 ns, 4.3 s.
+    WHEEL_SHIFT = 32
+    # Times that need not be exact: last seen in 2**20 ns (1 ms), opened in 2**24 ns (17 ms).
+    SEEN_SHIFT = 20
+    OPENED_SHIFT = 24
+    # How many entries whose time may be over are looked at when there is no room, and when there is.
+    PURGE_WHEN_FULL = 256
+    PURGE_ALWAYS = 2
+    # How many flows are looked at to find one that has been idle for long.
+    IDLE_SAMPLE = 256
+    BATCH = 64
+    # More changes of a policy than this at once are made by whole bundles.
+    ONE_BY_ONE_MAX = 4
+    SHARDS_MAX = 64
+    REASONS = 32
+    HANDLE_INDEX_BITS = 20
+    HANDLE_INDEX_MASK = 0xFFFFF
+
+    LABEL_ANYWHERE = 1
+    LABEL_IPV4 = 2
+    LABEL_IPV6 = 3
+
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    ICMPV6 = 58
+    SCTP = 132
+    ANY_PROTOCOL = 256
+
+    INGRESS = 1
+    EGRESS = 2
+
+    FRAGMENT_FIRST = 1
+    FRAGMENT_LATER = 2
+
+    # The low four bits of Flow.status are the state, 0 for a free entry.
+    STATE_MASK = 0x0F
+    FLAG_INGRESS = 0x10
+    FLAG_ANSWERED = 0x20
+    FLAG_REVOKED = 0x40
+
+    STATE_SYN_SENT = 1
+    STATE_ESTABLISHED = 4
+    STATE_UNANSWERED = 10
+    STATE_ANSWERED = 11
+    MOVE_IGNORED = 0xFE
+    MOVE_INVALID = 0xFF
+
+    SEGMENT_INVALID = 0
+    SEGMENT_SYN = 1
+    SEGMENT_ACK = 4
+
+    ICMP_IS_ERROR = 1
+    ICMP_IS_REQUEST = 2
+    ICMP_IS_REPLY = 4
+    ICMP_IS_ESSENTIAL_OUT = 8
+    ICMP_IS_ESSENTIAL_IN = 16
+    ICMP_IS_ROGUE = 32
+
+    SERVER_ABSENT = 0
+    SERVER_WITHOUT_RULESET = 1
+    SERVER_IN_FORCE = 2
+
+    REASON_NEW = 1
+    REASON_ESTABLISHED = 2
+    REASON_RELATED = 3
+    REASON_ESSENTIAL = 4
+    REASON_UNKNOWN_SERVER = 16
+    REASON_NO_RULESET = 17
+    REASON_INVALID_PACKET = 18
+    REASON_ROGUE_SERVICE = 19
+    REASON_SPOOFED_SOURCE = 20
+    REASON_NOT_LOCAL = 21
+    REASON_UNKNOWN_FRAGMENT = 22
+    REASON_INVALID_STATE = 23
+    REASON_NO_RULE = 24
+    REASON_TABLE_FULL = 25
+    REASON_REVOKED = 26
+
+ctypedef struct Record:
+    uint64_t source[2]
+    uint64_t destination[2]
+    uint32_t server
+    uint16_t source_port
+    uint16_t destination_port
+    uint8_t protocol
+    uint8_t ip_version
+    uint8_t direction
+    uint8_t tcp_flags
+    uint8_t icmp_type
+    uint8_t icmp_code
+    uint16_t icmp_id
+    uint8_t fragment
+    uint8_t reserved[3]
+    uint32_t fragment_id
+    uint32_t length
+    uint32_t quote
+
+ctypedef struct Quote:
+    uint64_t source[2]
+    uint64_t destination[2]
+    uint16_t source_port
+    uint16_t destination_port
+    uint8_t protocol
+    uint8_t ip_version
+    uint8_t icmp_type
+    uint8_t reserved
+    uint16_t icmp_id
+    uint8_t reserved_too[6]
+
+ctypedef struct PackedVerdict:
+    uint8_t action
+    uint8_t reason
+    uint8_t flags
+    uint8_t step
+    uint32_t rule
+
+# For ICMP requests local_port is the identifier and remote_port the type.
+ctypedef struct Flow:
+    uint64_t remote[2]
+    uint32_t endpoint
+    uint16_t local_port
+    uint16_t remote_port
+    uint64_t deadline_ns
+    uint32_t epoch
+    uint32_t rule
+    uint32_t seen
+    uint8_t protocol
+    uint8_t status
+    uint8_t icmp_code
+    uint8_t wheel
+    # The lower halves, [0] of the opener, [1] of the answering end.
+    uint32_t packets[2]
+    uint32_t bytes[2]
+
+ctypedef struct Highs:
+    uint16_t bytes[2]
+    uint8_t packets[2]
+
+# For a free entry, wheel_next leads to the next free one.
+ctypedef struct Links:
+    uint32_t wheel_previous
+    uint32_t wheel_next
+    uint32_t unanswered_previous
+    uint32_t unanswered_next
+
+# opened_by is the direction of ICMP requests, 0 for everything else.
+ctypedef struct Key:
+    uint64_t remote[2]
+    uint32_t endpoint
+    uint16_t local_port
+    uint16_t remote_port
+    uint8_t protocol
+    uint8_t opened_by
+
+# What rules look at. port is that of the destination, for ICMP type * 256 + code, 0 for protocols that have neither.
+ctypedef struct Opening:
+    uint64_t remote[2]
+    uint16_t port
+    uint8_t protocol
+    uint8_t direction
+    uint8_t is_ipv4
+
+ctypedef struct Server:
+    uint32_t epoch
+    uint32_t policy
+    uint32_t generation
+    uint32_t name_order
+    uint32_t flows
+    uint32_t unanswered_first
+    uint32_t unanswered_last
+    uint32_t ipv4_endpoint
+    uint64_t ipv6[2]
+    uint32_t ipv6_endpoint
+    uint32_t ipv4
+    uint8_t standing
+    # More addresses than the two above.
+    uint8_t has_more
+
+ctypedef struct Endpoint:
+    uint64_t address[2]
+    uint32_t server
+    uint32_t flows
+
+ctypedef struct FirstFragment:
+    uint64_t source[2]
+    uint64_t destination[2]
+    uint64_t deadline_ns
+    uint32_t server
+    uint32_t fragment_id
+    uint32_t epoch
+    uint32_t rule
+    uint32_t bucket_next
+    uint32_t older
+    uint32_t newer
+    uint8_t direction
+    uint8_t protocol
+    uint8_t ip_version
+    uint8_t reason
+    uint8_t is_held
+
+ctypedef struct RuleCounts:
+    uint64_t packets
+    uint64_t bytes
+    uint64_t flows
+    # Flows and fragments that name the rule.
+    uint32_t users
+    uint32_t handle
+
+ctypedef struct Rule:
+    uint64_t rank
+    uint32_t label
+    uint16_t protocol
+    uint16_t first
+    uint16_t last
+    uint8_t direction
+    uint8_t is_in_force
+
+# Disjoint ranges in ascending order, each with the lowest of the rules that cover it.
+ctypedef struct Range:
+    uint16_t first
+    uint16_t last
+    uint32_t rule
+
+ctypedef struct Ranges:
+    uint32_t count
+    uint32_t room
+    Range *held
+
+# The rules of one policy and direction whose remote is one label, by protocol; rule 0 is none.
+ctypedef struct Bundle:
+    uint64_t key
+    Ranges tcp
+    Ranges udp
+    Ranges icmp
+    uint32_t any_protocol
+    uint32_t others_count
+    Other *others
+    uint32_t rules_count
+    uint32_t rules_room
+    uint32_t *rules
+
+ctypedef struct Other:
+    uint32_t protocol
+    Ranges ranges
+
+# Bundles that need no search, by direction - 1: of the labels for anywhere, all of IPv4, all of IPv6. NIL for none.
+ctypedef struct Policy:
+    uint32_t anywhere[2]
+    uint32_t all_ipv4[2]
+    uint32_t all_ipv6[2]
+    uint32_t networks[2]
+    uint32_t groups[2]
+    uint32_t bundles
+
+# address is a number: of IPv4 in [1]. longer_than is the longest prefix that covers this one. 0 is no prefix.
+ctypedef struct Prefix:
+    uint64_t address[2]
+    uint32_t longer_than
+    uint32_t label
+    uint8_t length
+    uint8_t is_ipv4
+    uint8_t is_held
+
+# IPv4 in three steps: all /16 in an array, those /24 and addresses of which something is known in indexes. Each has the longest
+# prefix of its own step (1 to 16, 17 to 24, 25 to 32 bits) that covers it, and how much there is inside.
+ctypedef struct Root:
+    uint32_t prefix
+    uint32_t inside
+
+ctypedef struct Middle:
+    uint32_t key
+    uint32_t prefix
+    uint32_t prefixes
+    uint32_t hosts
+
+# groups are the labels of those that the address is a member of.
+ctypedef struct Host:
+    uint64_t address[2]
+    uint32_t prefix
+    uint32_t prefixes
+    uint32_t groups_count
+    uint32_t groups_room
+    uint32_t *groups
+
+ctypedef struct IndexWord:
+    uint32_t hash
+    uint32_t number
+
+# Open addressing, at most half full; NIL is a free word. What is indexed lies elsewhere.
+ctypedef struct Index:
+    IndexWord *words
+    uint32_t mask
+    uint32_t count
+
+# Items of one size; the first uint32_t of a free one leads to the next free one.
+ctypedef struct Pool:
+    char *items
+    uint32_t item_bytes
+    uint32_t used
+    uint32_t room
+    uint32_t first_free
+
+ctypedef struct Shard:
+    int lock
+    uint32_t flows_max
+    uint32_t count
+    uint32_t first_free
+    uint32_t never_used
+    uint32_t chunks
+    int index_bits
+    uint32_t servers
+    uint32_t idle_cursor
+    uint64_t wheel_tick
+    uint64_t seed[6]
+    Flow *flows
+    Highs *highs
+    uint32_t *opened
+    Links *links
+    uint32_t *index
+    RuleCounts *rules
+    FirstFragment *fragments
+    uint32_t *fragment_buckets
+    uint32_t fragments_max
+    uint32_t fragments_count
+    uint32_t fragments_free
+    uint32_t fragments_oldest
+    uint32_t fragments_newest
+    uint32_t fragment_buckets_count
+    uint64_t reasons[REASONS]
+    uint64_t evicted_unanswered
+    uint64_t evicted_answered
+    uint64_t expired
+
+# Everything. servers, endpoints and all of the rules are written while every shard is locked; of servers, a shard writes the counts
+# and lists of its own while it is locked itself.
+ctypedef struct Engine:
+    uint32_t shards_count
+    Shard *shards
+    uint32_t server_flows_max
+    bint essential_services
+    uint64_t loose_until_ns
+    Server *servers
+    uint32_t servers_used
+    uint32_t servers_room
+    Endpoint *endpoints
+    Pool endpoint_pool
+    Index endpoint_index
+    Rule *rules
+    uint32_t rules_room
+    Policy *policies
+    Pool policy_pool
+    Bundle *bundles
+    Pool bundle_pool
+    Index bundle_index
+    Prefix *prefixes
+    Pool prefix_pool
+    Index prefix_index
+    uint32_t ipv6_prefixes[129]
+    Root *roots
+    Middle *middles
+    Pool middle_pool
+    Index middle_index
+    Host *hosts
+    Pool host_pool
+    Index host_index
+    uint32_t ipv6_hosts
+    uint64_t seed[2]
+    uint8_t segment_of[256]
+    uint8_t moves[2][5][16]
+    uint8_t icmp_kinds[2][256]
+    uint8_t icmp_requests[2][256]
+    uint8_t protocol_class[256]
+    uint64_t timeouts_ns[4][16]
+    uint64_t revoked_ns[4]
+    uint16_t connected
+    uint16_t reopenable
+
+# A packet on its way through the stages. outcome is 0 while nothing has been decided.
+ctypedef struct Case:
+    const Record *record
+    const Quote *quote
+    Server *server
+    uint64_t hash
+    Key key
+    uint32_t found
+    uint32_t rule
+    uint32_t flow
+    uint8_t reason
+    uint8_t step
+    uint8_t opened
+    uint8_t kind
+    uint8_t is_malformed
+
+cdef enum:
+    KIND_DECIDED = 0
+    KIND_LATER = 1
+    KIND_ERROR = 2
+    KIND_KEYED = 3
+    KIND_KEYLESS = 4

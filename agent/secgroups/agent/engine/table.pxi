@@ -1,0 +1,359 @@
+# The flow table of a shard: an index of chunks (one cache line each, a tag and a place a word), entries that never move, a wheel of
+# deadlines and, for each server, its unanswered flows in the order of their opening.
+#
+# The wheel is lazy: a packet that renews a flow leaves it where it is, so an entry is found no later than its deadline, and is moved
+# on if that has been put off.
+
+cdef inline uint64_t hash_of(const Shard *shard, const Key *key) noexcept nogil:
+    cdef uint64_t ends = (<uint64_t>key.endpoint << 32) | (<uint64_t>key.local_port << 16) | key.remote_port
+    cdef uint64_t what = (<uint64_t>key.opened_by << 8) | key.protocol
+    cdef uint64_t remote = sg_fold(key.remote[0] ^ shard.seed[0], key.remote[1] ^ shard.seed[1])
+    cdef uint64_t rest = sg_fold(ends ^ shard.seed[2], what ^ shard.seed[3])
+    return sg_fold(remote ^ shard.seed[4], rest ^ shard.seed[5])
+
+
+cdef inline uint32_t chunk_of(const Shard *shard, uint64_t hashed) noexcept nogil:
+    return <uint32_t>(((hashed >> 32) * shard.chunks) >> 32)
+
+
+cdef inline uint32_t tag_of(const Shard *shard, uint64_t hashed) noexcept nogil:
+    """Return the tag, which is never 0: a word of 0 is free."""
+    cdef uint32_t tag = (<uint32_t>hashed) >> shard.index_bits
+    return tag if tag else 1
+
+
+cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
+    if flow.remote[0] != key.remote[0] or flow.remote[1] != key.remote[1] or flow.endpoint != key.endpoint:
+        return False
+    if flow.local_port != key.local_port or flow.remote_port != key.remote_port or flow.protocol != key.protocol:
+        return False
+    return not key.opened_by or ((flow.status & FLAG_INGRESS) != 0) == (key.opened_by == INGRESS)
+
+
+cdef inline uint32_t first_guess(const Shard *shard, uint64_t hashed) noexcept nogil:
+    """Return where a flow with this hash is most likely to be; NIL if its home chunk has no such tag."""
+    cdef const uint32_t *chunk = shard.index + <size_t>chunk_of(shard, hashed) * CHUNK_WORDS
+    cdef uint32_t fits = sg_match(chunk, shard.index_bits, tag_of(shard, hashed))
+    if not fits:
+        return NIL
+    return chunk[sg_lowest_bit(fits)] & ((<uint32_t>1 << shard.index_bits) - 1)
+
+
+cdef inline uint32_t find_entry(const Shard *shard, const Key *key, uint64_t hashed) noexcept nogil:
+    """Return where the flow with ``key`` is, over or not; NIL if it is nowhere."""
+    cdef uint32_t at = chunk_of(shard, hashed), tag = tag_of(shard, hashed), fits, place
+    cdef uint32_t places = (<uint32_t>1 << shard.index_bits) - 1
+    cdef const uint32_t *chunk
+    while True:
+        chunk = shard.index + <size_t>at * CHUNK_WORDS
+        fits = sg_match(chunk, shard.index_bits, tag)
+        while fits:
+            place = chunk[sg_lowest_bit(fits)] & places
+            if is_flow_of(&shard.flows[place], key):
+                return place
+            fits &= fits - 1
+        if not chunk[CHUNK_FLOWS]:
+            return NIL
+        at = at + 1 if at + 1 < shard.chunks else 0
+
+
+cdef void put_in_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept nogil:
+    """The last word of a chunk counts the entries that found it full and went on."""
+    cdef uint32_t at = chunk_of(shard, hashed), slot
+    cdef uint32_t *chunk
+    while True:
+        chunk = shard.index + <size_t>at * CHUNK_WORDS
+        for slot in range(CHUNK_FLOWS):
+            if not chunk[slot]:
+                chunk[slot] = (tag_of(shard, hashed) << shard.index_bits) | place
+                return
+        chunk[CHUNK_FLOWS] += 1
+        at = at + 1 if at + 1 < shard.chunks else 0
+
+
+cdef void take_from_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept nogil:
+    cdef uint32_t at = chunk_of(shard, hashed), slot
+    cdef uint32_t word = (tag_of(shard, hashed) << shard.index_bits) | place
+    cdef uint32_t *chunk
+    while True:
+        chunk = shard.index + <size_t>at * CHUNK_WORDS
+        for slot in range(CHUNK_FLOWS):
+            if chunk[slot] == word:
+                chunk[slot] = 0
+                return
+        chunk[CHUNK_FLOWS] -= 1
+        at = at + 1 if at + 1 < shard.chunks else 0
+
+
+cdef inline void link_into_wheel(Shard *shard, uint32_t place, uint64_t deadline_ns, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t tick = deadline_ns >> WHEEL_SHIFT, last = (now_ns >> WHEEL_SHIFT) + WHEEL_REACH
+    cdef uint32_t head
+    if tick > last:
+        tick = last
+    if tick < shard.wheel_tick:
+        tick = shard.wheel_tick
+    shard.flows[place].wheel = <uint8_t>(tick & (WHEEL_SLOTS - 1))
+    head = shard.flows_max + <uint32_t>(tick & (WHEEL_SLOTS - 1))
+    shard.links[place].wheel_next = head
+    shard.links[place].wheel_previous = shard.links[head].wheel_previous
+    shard.links[shard.links[head].wheel_previous].wheel_next = place
+    shard.links[head].wheel_previous = place
+
+
+cdef inline void unlink_from_wheel(Shard *shard, uint32_t place) noexcept nogil:
+    cdef Links *links = &shard.links[place]
+    shard.links[links.wheel_previous].wheel_next = links.wheel_next
+    shard.links[links.wheel_next].wheel_previous = links.wheel_previous
+
+
+cdef inline void bring_deadline_forward(Shard *shard, uint32_t place, uint64_t now_ns) noexcept nogil:
+    """Keep the promise of the wheel for a flow whose deadline has become earlier."""
+    cdef Flow *flow = &shard.flows[place]
+    cdef uint64_t tick = shard.wheel_tick + ((flow.wheel - shard.wheel_tick) & (WHEEL_SLOTS - 1))
+    if flow.deadline_ns >> WHEEL_SHIFT < tick:
+        unlink_from_wheel(shard, place)
+        link_into_wheel(shard, place, flow.deadline_ns, now_ns)
+
+
+cdef inline void link_unanswered(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+    cdef Links *links = &shard.links[place]
+    links.unanswered_next = NIL
+    links.unanswered_previous = server.unanswered_last
+    if server.unanswered_last != NIL:
+        shard.links[server.unanswered_last].unanswered_next = place
+    else:
+        server.unanswered_first = place
+    server.unanswered_last = place
+
+
+cdef inline void unlink_unanswered(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+    cdef Links *links = &shard.links[place]
+    if links.unanswered_previous != NIL:
+        shard.links[links.unanswered_previous].unanswered_next = links.unanswered_next
+    else:
+        server.unanswered_first = links.unanswered_next
+    if links.unanswered_next != NIL:
+        shard.links[links.unanswered_next].unanswered_previous = links.unanswered_previous
+    else:
+        server.unanswered_last = links.unanswered_previous
+
+
+cdef inline Key key_of(const Flow *flow) noexcept nogil:
+    cdef Key key
+    key.remote[0] = flow.remote[0]
+    key.remote[1] = flow.remote[1]
+    key.endpoint = flow.endpoint
+    key.local_port = flow.local_port
+    key.remote_port = flow.remote_port
+    key.protocol = flow.protocol
+    key.opened_by = 0
+    if flow.protocol == ICMP or flow.protocol == ICMPV6:
+        key.opened_by = INGRESS if flow.status & FLAG_INGRESS else EGRESS
+    return key
+
+
+cdef inline uint32_t take_entry(Shard *shard) noexcept nogil:
+    """Return a free entry; there is one. Those used before come first, so that a small population stays in the cache."""
+    cdef uint32_t place = shard.first_free
+    if place != NIL:
+        shard.first_free = shard.links[place].wheel_next
+        return place
+    shard.never_used += 1
+    return shard.never_used - 1
+
+
+cdef void link_entry(Engine *engine, Shard *shard, uint32_t place, uint64_t now_ns) noexcept nogil:
+    """Index, link and count a flow that was written into an entry by other means than a verdict."""
+    cdef Flow *flow = &shard.flows[place]
+    cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
+    cdef Key key = key_of(flow)
+    link_into_wheel(shard, place, flow.deadline_ns, now_ns)
+    if not flow.status & FLAG_ANSWERED:
+        link_unanswered(shard, &engine.servers[endpoint.server], place)
+    put_in_index(shard, place, hash_of(shard, &key))
+    shard.rules[flow.rule].users += 1
+    endpoint.flows += 1
+    engine.servers[endpoint.server].flows += 1
+    shard.count += 1
+
+
+cdef void release_entry(Engine *engine, Shard *shard, uint32_t place) noexcept nogil:
+    """Forget the flow at ``place``."""
+    cdef Flow *flow = &shard.flows[place]
+    cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
+    cdef Server *server = &engine.servers[endpoint.server]
+    cdef Key key = key_of(flow)
+    take_from_index(shard, place, hash_of(shard, &key))
+    unlink_from_wheel(shard, place)
+    if not flow.status & FLAG_ANSWERED:
+        unlink_unanswered(shard, server, place)
+    shard.rules[flow.rule].users -= 1
+    endpoint.flows -= 1
+    server.flows -= 1
+    shard.count -= 1
+    flow.status = 0
+    shard.links[place].wheel_next = shard.first_free
+    shard.first_free = place
+
+
+cdef uint32_t purge(Engine *engine, Shard *shard, uint64_t now_ns, uint32_t most) noexcept nogil:
+    """Look at up to ``most`` entries whose time may be over, forget those whose is, and return how many they were."""
+    cdef uint64_t now_tick = now_ns >> WHEEL_SHIFT
+    cdef uint32_t head, place, gone = 0, last = NIL
+    cdef Flow *flow
+    if now_tick - shard.wheel_tick >= WHEEL_SLOTS and now_tick > shard.wheel_tick + WHEEL_SLOTS:
+        # Every slot is due; which one comes first does not matter.
+        shard.wheel_tick = now_tick - WHEEL_SLOTS + 1
+    while most:
+        head = shard.flows_max + <uint32_t>(shard.wheel_tick & (WHEEL_SLOTS - 1))
+        place = shard.links[head].wheel_next
+        if place == head or place == last:
+            if shard.wheel_tick >= now_tick:
+                break
+            if place == head:
+                shard.wheel_tick += 1
+                last = NIL
+                continue
+        most -= 1
+        flow = &shard.flows[place]
+        if flow.deadline_ns <= now_ns:
+            shard.expired += 1
+            gone += 1
+            release_entry(engine, shard, place)
+            continue
+        unlink_from_wheel(shard, place)
+        link_into_wheel(shard, place, flow.deadline_ns, now_ns)
+        if last == NIL and shard.flows_max + flow.wheel == head:
+            last = place
+    return gone
+
+
+cdef uint32_t count_expired(Engine *engine, Shard *shard, uint64_t now_ns, uint32_t most, uint32_t server) noexcept nogil:
+    """Return how many flows of ``server`` (NIL: of any) ``purge`` would forget."""
+    cdef uint64_t now_tick = now_ns >> WHEEL_SHIFT, tick = shard.wheel_tick
+    cdef uint32_t head, place, found = 0
+    if now_tick > tick + WHEEL_SLOTS:
+        tick = now_tick - WHEEL_SLOTS + 1
+    while tick <= now_tick and most:
+        head = shard.flows_max + <uint32_t>(tick & (WHEEL_SLOTS - 1))
+        place = shard.links[head].wheel_next
+        while place != head and most:
+            most -= 1
+            if shard.flows[place].deadline_ns <= now_ns:
+                found += server == NIL or engine.endpoints[shard.flows[place].endpoint].server == server
+            place = shard.links[place].wheel_next
+        tick += 1
+    return found
+
+
+cdef void evict(Engine *engine, Shard *shard, uint32_t place) noexcept nogil:
+    if shard.flows[place].status & FLAG_ANSWERED:
+        shard.evicted_answered += 1
+    else:
+        shard.evicted_unanswered += 1
+    release_entry(engine, shard, place)
+
+
+cdef uint32_t find_oldest_unanswered(Engine *engine, Shard *shard, uint32_t number) noexcept nogil:
+    """Return the unanswered flow with the oldest opening of any server of the shard, NIL if there is none."""
+    cdef uint32_t at, place, found = NIL, opened = 0, order = 0
+    for at in range(engine.servers_used):
+        if at % engine.shards_count != number:
+            continue
+        place = engine.servers[at].unanswered_first
+        if place == NIL:
+            continue
+        if found == NIL or <int32_t>(shard.opened[place] - opened) < 0 or (
+            shard.opened[place] == opened and engine.servers[at].name_order < order
+        ):
+            found, opened, order = place, shard.opened[place], engine.servers[at].name_order
+    return found
+
+
+cdef uint32_t find_largest(Engine *engine, uint32_t own, uint32_t number) noexcept nogil:
+    """Return the server that holds the most flows of the shard, other than ``own``; NIL if there is none."""
+    cdef uint32_t at, found = NIL
+    cdef Server *server
+    for at in range(engine.servers_used):
+        server = &engine.servers[at]
+        if at == own or not server.flows or at % engine.shards_count != number:
+            continue
+        if found == NIL or server.flows > engine.servers[found].flows or (
+            server.flows == engine.servers[found].flows and server.name_order < engine.servers[found].name_order
+        ):
+            found = at
+    return found
+
+
+cdef uint32_t find_longest_idle(Engine *engine, Shard *shard, uint32_t server, uint64_t now_ns) noexcept nogil:
+    """Return the longest idle flow of ``server`` in a sample; there is at least one."""
+    cdef uint32_t now = <uint32_t>(now_ns >> SEEN_SHIFT), at = shard.idle_cursor, found = NIL, looked = 0, seen = 0
+    cdef Flow *flow
+    while looked < shard.flows_max and (found == NIL or looked < IDLE_SAMPLE):
+        at = at + 1 if at + 1 < shard.never_used else 0
+        looked += 1
+        flow = &shard.flows[at]
+        if not flow.status or engine.endpoints[flow.endpoint].server != server:
+            continue
+        if found == NIL or now - flow.seen > now - seen:
+            found, seen = at, flow.seen
+    shard.idle_cursor = at
+    return found
+
+
+cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_ns, bint commit) noexcept nogil:
+    """Return whether ``server`` can have one more flow; with ``commit`` there is room for it then."""
+    cdef Server *own = &engine.servers[server]
+    cdef uint32_t number = server % engine.shards_count, place, largest
+    if own.flows >= engine.server_flows_max:
+        if commit:
+            purge(engine, shard, now_ns, PURGE_WHEN_FULL)
+            if own.flows < engine.server_flows_max:
+                return True
+        elif count_expired(engine, shard, now_ns, PURGE_WHEN_FULL, server):
+            return True
+        place = own.unanswered_first
+    elif shard.count < shard.flows_max:
+        if commit:
+            purge(engine, shard, now_ns, PURGE_ALWAYS)
+        return True
+    else:
+        if commit:
+            if purge(engine, shard, now_ns, PURGE_WHEN_FULL):
+                return True
+        elif count_expired(engine, shard, now_ns, PURGE_WHEN_FULL, NIL):
+            return True
+        if <uint64_t>own.flows * shard.servers < shard.flows_max:
+            largest = find_largest(engine, server, number)
+            if largest == NIL:
+                return False
+            if not commit:
+                return True
+            place = engine.servers[largest].unanswered_first
+            if place == NIL:
+                place = find_longest_idle(engine, shard, largest, now_ns)
+        else:
+            place = own.unanswered_first
+            if place == NIL:
+                place = find_oldest_unanswered(engine, shard, number)
+    if place == NIL:
+        return False
+    if commit:
+        evict(engine, shard, place)
+    return True
+
+
+cdef inline void count_packet(
+    Shard *shard, Flow *flow, uint32_t place, bint by_answerer, uint32_t length, bint commit
+) noexcept nogil:
+    """Modulo 2**40 packets and 2**48 bytes."""
+    flow.packets[by_answerer] += 1
+    flow.bytes[by_answerer] += length
+    if commit and sg_unlikely(flow.packets[by_answerer] == 0):
+        shard.highs[place].packets[by_answerer] += 1
+    if commit and sg_unlikely(flow.bytes[by_answerer] < length):
+        shard.highs[place].bytes[by_answerer] += 1
+
+
+cdef inline bint has_packets(const Shard *shard, const Flow *flow, uint32_t place, bint by_answerer) noexcept nogil:
+    return flow.packets[by_answerer] or shard.highs[place].packets[by_answerer]
