@@ -73,6 +73,9 @@ def test_a_closed_stdout_is_refused_before_anything_is_changed(sgctl: Sgctl) -> 
     [
         ("{folder}: File name too long", ("--data-dir", "{folder}")),
         ("--agent a stands twice: an agent has a folder of its own", ("--agent", "a", "--agent", "b", "--agent", "a")),
+        ("--agent ../a can't name a folder: no slash, and neither controller nor dots alone", ("--agent", "../a")),
+        ("--agent .. can't name a folder: no slash, and neither controller nor dots alone", ("--agent", "..")),
+        ("--agent controller can't name a folder: no slash, and neither controller nor dots alone", ("--agent", "controller")),
     ],
 )
 def test_a_development_stack_that_can_not_start_says_why_in_one_line(
