@@ -50,9 +50,9 @@ class Cache:
         self._agent_id = agent_id
         self._folder = folder
         self._file = folder / FILE_NAME
-        if not folder.is_dir():
-            raise ConfigError(f"state_dir {folder} is not a directory")
         try:
+            if not folder.is_dir():
+                raise ConfigError(f"state_dir {folder} {'is not a directory' if folder.exists() else 'does not exist; make it'}")
             self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"state_dir {folder} can't be written: {error.strerror}") from None

@@ -27,7 +27,9 @@ PAGE_SIZE = 1000
 MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 
 # What gRPC makes of anything else ranges from a name to look up to a line of its own on stderr.
-ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}|unix:.+", re.ASCII)
+ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})|unix:.+", re.ASCII)
+# gRPC takes a port beyond it modulo 65,536: another server would be called.
+PORT_MAX = 65_535
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -53,7 +55,8 @@ class Connection:
     """
 
     def __init__(self, address: str, who: str, timeout_s: float, *, pause: Callable[[float], None] = time.sleep) -> None:
-        if not ADDRESS.fullmatch(address):
+        found = ADDRESS.fullmatch(address)
+        if found is None or not 1 <= int(found["port"] or 1) <= PORT_MAX:
             raise CliError(f"{who} address {shown(address)} is none; it is HOST:PORT, [IPV6]:PORT or unix:PATH")
         self.address = address
         self.timeout_s = timeout_s

@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run sgctl and return its exit status. Errors are lines on stderr."""
+    if sys.stdout is None:
+        return _fail("stdout is closed; /dev/null takes what nobody wants to see")
     try:
         if COMPLETE_VARIABLE in os.environ:
             from secgroups.cli import shells  # noqa: F401 - registers what the scripts of sgctl completion call
@@ -131,10 +133,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Bytes that are no text come in as lone surrogates; no message can hold them.
         return _fail(f"{shown(error.object)} is not valid UTF-8")
     except (BrokenPipeError, ClosedPipeError):
-        # Else the interpreter complains when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None:
+            return _fail(f"{os.fspath(error.filename)}: {error.strerror}")
+        # What is no file of a command's is a stdout on a full disk.
+        _drop_stdout()
+        return _fail(f"stdout can't be written: {error.strerror or error}")
     return status if isinstance(status, int) else 0
+
+
+def _drop_stdout() -> None:
+    # Else the interpreter complains when it flushes stdout at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, details: Sequence[str] = (), status: int = EXIT_ERROR) -> int:

@@ -107,8 +107,8 @@ def rule_options(command: Command) -> Command:
         shell_complete=complete_presets,
         help="A named shorthand, for example ssh; see sgctl rule presets.",
     )
-    @click.option("--ingress", "direction", flag_value="ingress", default="ingress", help="Towards the server (the default).")
-    @click.option("--egress", "direction", flag_value="egress", help="From the server.")
+    @click.option("--ingress", is_flag=True, help="Towards the server (the default).")
+    @click.option("--egress", is_flag=True, help="From the server.")
     @click.option("--protocol", metavar="tcp|udp|icmp|any|NUMBER")
     @click.option("--port", "ports", multiple=True, metavar="PORT[-PORT]", help="Destination port or range; repeatable. None: all.")
     @click.option("--icmp-type", metavar="N")
@@ -125,7 +125,10 @@ def rule_options(command: Command) -> Command:
     @click.option("--remote-any", is_flag=True, help="Anybody, IPv4 and IPv6.")
     @click.option("--description", default="", help="For people, at most 512 characters.")
     @functools.wraps(command)
-    def with_words(*args: Any, **kwargs: Any) -> Any:
+    def with_words(*args: Any, ingress: bool, egress: bool, **kwargs: Any) -> Any:
+        if ingress and egress:
+            raise click.UsageError("--ingress and --egress contradict each other: a rule has one direction")
+        kwargs["direction"] = "egress" if egress else "ingress"
         words = RuleWords(**{name: kwargs.pop(name) for name in RuleWords.__slots__})
         return command(*args, words=words, **kwargs)
 

@@ -224,6 +224,22 @@ def remote_text(remote: Remote) -> str:
     return f"group {remote.group_id}" if isinstance(remote, GroupRemote) else str(remote)
 
 
+def rule_text(spec: RuleSpec, remote_group: str | None) -> str:
+    """Return a rule as people say it, ``ingress TCP 22 from 203.0.113.0/24``; a group as remote by its name, if that is given."""
+    words = [spec.direction.name.lower(), protocol_name(spec.protocol)]
+    if spec.ports is not None:
+        first, last = spec.ports
+        words.append(str(first) if first == last else f"{first}-{last}")
+    if spec.icmp_type is not None:
+        words.append(f"type {spec.icmp_type}")
+    if spec.icmp_code is not None:
+        words.append(f"code {spec.icmp_code}")
+    words.append("from" if spec.direction is Direction.INGRESS else "to")
+    named = isinstance(spec.remote, GroupRemote) and remote_group is not None
+    words.append(f"group {remote_group}" if named else remote_text(spec.remote))
+    return " ".join(words)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A rule of a group. ``revision`` is that of its last change."""

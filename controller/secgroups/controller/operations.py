@@ -35,6 +35,7 @@ from secgroups.controller.model import (
     check_name,
     etag_of,
     is_default_name,
+    rule_text,
 )
 from secgroups.controller.store.interface import Transaction
 
@@ -190,7 +191,9 @@ def create_rules(tx: Transaction, *, project: str, group_id: str, specs: Sequenc
         _check_remote(tx, project, spec, "rule" if row is None else f"rules[{row}]")
         duplicate = tx.find_duplicate(group.id, spec.identity)
         if duplicate is not None:
-            message = f"group {group.name} has this rule already: {duplicate.id} ({spec.identity})"
+            remote_group = tx.find_group(project, spec.remote_group_id) if spec.remote_group_id else None
+            text = rule_text(spec, remote_group.name if remote_group else None)
+            message = f"group {group.name} has this rule already: {duplicate.id} ({text})"
             raise AlreadyExistsError("rule", duplicate.id, message, row=row)
     count = tx.count_rules(group.id)
     _check_limit("rules_per_group", f"group {group.name}", "rules", count, len(specs), tx.limits.rules_per_group)

@@ -25,6 +25,7 @@ from secgroups.controller.model import (
     RuleSpec,
     Server,
     protocol_name,
+    rule_text,
 )
 from secgroups.controller.state import State
 
@@ -370,23 +371,8 @@ def _covers(spec: RuleSpec, opening: _Opening) -> bool:
 
 def describe_rule(found: EffectiveRule) -> str:
     """Return a rule as people say it: ``ingress TCP 22 from 203.0.113.0/24 of web-servers``."""
-    spec = found.rule.spec
-    words = [spec.direction.name.lower(), protocol_name(spec.protocol)]
-    if spec.ports is not None:
-        first, last = spec.ports
-        words.append(str(first) if first == last else f"{first}-{last}")
-    if spec.icmp_type is not None:
-        words.append(f"type {spec.icmp_type}")
-    if spec.icmp_code is not None:
-        words.append(f"code {spec.icmp_code}")
-    words.append("from" if spec.direction is Direction.INGRESS else "to")
-    if isinstance(spec.remote, AnywhereRemote):
-        words.append("anywhere")
-    elif isinstance(spec.remote, GroupRemote):
-        words.append(f"group {found.remote_group.name if found.remote_group else spec.remote.group_id}")
-    else:
-        words.append(str(spec.remote))
-    return f"{' '.join(words)} of {found.group.name}"
+    remote_group = found.remote_group.name if found.remote_group else None
+    return f"{rule_text(found.rule.spec, remote_group)} of {found.group.name}"
 
 
 def _opening_text(opening: _Opening) -> str:

@@ -31,6 +31,12 @@ def command(listen: str, agent_ids: tuple[str, ...], data_dir: Path | None) -> N
 
     Example: sgctl dev --agent hypervisor-1 --agent hypervisor-2
     """
+    twice = next((each for each in agent_ids if agent_ids.count(each) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f"--agent {twice} stands twice: an agent has a folder of its own")
+    unfit = next((each for each in agent_ids if "/" in each or each in ("controller", ".", "..")), None)
+    if unfit is not None:
+        raise click.UsageError(f"--agent {unfit} can't name a folder: no slash, and neither controller nor dots alone")
     # A supervisor ends us with SIGTERM: the processes we started must go with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as cleanup:

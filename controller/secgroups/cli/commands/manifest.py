@@ -48,7 +48,7 @@ def apply(settings: Settings, path: str, prune: bool, how: ChangeOptions) -> Non
     """
     from secgroups.cli.changing import preview_lines, wait_in_force, warn
     from secgroups.cli.manifest.applying import Applying
-    from secgroups.cli.manifest.planning import make_plan, silent_groups
+    from secgroups.cli.manifest.planning import make_plan, rules_of_new_groups, silent_groups
     from secgroups.cli.manifest.present import fetch
     from secgroups.cli.manifest.reading import read_manifest
 
@@ -76,6 +76,8 @@ def apply(settings: Settings, path: str, prune: bool, how: ChangeOptions) -> Non
                 names = {group.id: group.name for group in present.groups.values()}
                 for line in preview_lines(_union(previews), names):
                     click.echo(line)
+                for line in rules_of_new_groups(plan):
+                    click.echo(f"  {line}")
         if how.wait:
             wait_in_force(client, how, revisions)
 
@@ -170,6 +172,7 @@ def _union(previews: Iterable[pb.Preview]) -> pb.Preview:
         server_count=len(servers),
         agent_ids=agents,
         agent_count=len(agents),
-        rules_gained=union.rules_gained,
-        rules_lost=union.rules_lost,
+        # Several servers gain or lose the same rule.
+        rules_gained={rule.id: rule for rule in union.rules_gained}.values(),
+        rules_lost={rule.id: rule for rule in union.rules_lost}.values(),
     )

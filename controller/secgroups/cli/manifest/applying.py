@@ -76,13 +76,16 @@ class Applying:
                 rules = [rule for rule in step.rules if rule.remote.kind != "group" or rule.remote.value in self._ids]
                 answer = self._replace_rules(step.name if present else DEFAULT, rules, True)
                 previews.extend([answer.preview] if present else [])
+        homeless = {step.name for step in self._plan.servers if step.groups and not set(step.groups) & set(self._ids)}
         taken = {address: server.id for server in self._present.servers.values() for address in server.addresses}
         for server in map(self._without_new_groups, self._servers_to_set()):
             # An address that another server gives up by the same plan is not free yet.
             if any(taken.get(address, server.name) != server.name for address in server.addresses or ()):
                 continue
             if server.action == "created":
-                previews.append(self._create_server(server, True).preview)
+                preview = self._create_server(server, True).preview
+                # Asked about without its groups, it was taken for a member of the default group.
+                previews.append(_alone(server) if server.name in homeless else preview)
             elif _given(server):
                 previews.append(self._update_server(server, True).preview)
         return previews
@@ -190,6 +193,11 @@ class Applying:
 
     def _without_new_groups(self, step: ServerStep) -> ServerStep:
         return replace(step, groups=tuple(name for name in step.groups or () if name in self._ids) or None)
+
+
+def _alone(step: ServerStep) -> pb.Preview:
+    """Return what a new server touches as far as it alone tells: itself and its agent."""
+    return pb.Preview(server_ids=[step.name], agent_ids=[step.agent] if step.agent else [])
 
 
 def _given(step: ServerStep) -> list[str]:

@@ -147,6 +147,14 @@ def _rule_changes(before: Sequence[RuleDraft], after: Sequence[RuleDraft]) -> It
             yield f"~ {rule.text}: description {old[identity].description!r} becomes {rule.description!r}"
 
 
+def rules_of_new_groups(plan: Plan) -> Iterator[str]:
+    """Yield, for each group that is made, each rule that servers gain by it: no answer of the controller knows these yet."""
+    named = {name for step in plan.servers for name in step.groups or ()}
+    for step in plan.groups:
+        if step.action == "created" and step.name in named:
+            yield from (f"{line}  ({step.name}, new)" for line in step.changes)
+
+
 def silent_groups(steps: Sequence[GroupStep]) -> Iterator[str]:
     """Yield the groups that would become such that they let nothing out: easily overlooked, since new groups let everything out."""
     for step in steps:
