@@ -15,17 +15,20 @@ tracking (flows), table (room), fragments; and here:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from secgroups.agent.counters import Counters, Stats
 from secgroups.agent.effective import EffectiveGroup, effective_groups, effective_ruleset
 from secgroups.agent.explanation import explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
+from secgroups.agent.flow_filter import FlowFilter, state_name
 from secgroups.agent.judgement import Judgement, judge
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.table import FlowTable
-from secgroups.agent.tracking import FlowKey
+from secgroups.agent.tap import ReferenceTap, Taps, TapSettings
+from secgroups.agent.tracking import Flow, FlowKey
 
 _FIRST_STEP_WITH_FRAGMENTS = 3
 
@@ -52,6 +55,7 @@ class ReferenceEngine:
         self._ruleset = Ruleset()
         self._groups: dict[str, EffectiveGroup] = {}
         self._counters = Counters()
+        self._taps = Taps()
 
     @property
     def ruleset(self) -> Ruleset:
@@ -104,6 +108,7 @@ class ReferenceEngine:
             epoch = self._table.guarded[packet.server].epoch
             self._table.fragments.remember(packet, judgement.verdict, group_id=judgement.group_id, epoch=epoch, now_ns=now_ns)
         self._counters.count(packet, judgement.verdict)
+        self._taps.offer(packet, judgement.verdict, now_ns)
         return judgement.verdict
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
@@ -112,11 +117,22 @@ class ReferenceEngine:
         guarded = self._table.guarded.get(packet.server) if packet.server in self._ruleset.servers else None
         return explained(packet, judgement, self._ruleset, guarded.ruleset if guarded else None)
 
+    def live(self, now_ns: int, wanted: FlowFilter) -> Iterator[Flow]:
+        """Yield the wanted flows that are not over at ``now_ns``, server by server, in the order of their opening.
+
+        Verdicts and updates may go on meanwhile: a flow is told as it is when it is reached.
+        """
+        return (flow for flow in self._table.live(now_ns, wanted.server) if wanted.matches(flow))
+
+    def watch(self, settings: TapSettings) -> ReferenceTap:
+        """Return a tap that takes the verdicts given from now on. Raises ``TooManyTapsError``."""
+        return self._taps.open(settings)
+
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""
         by_state: dict[str, int] = {}
         for flow in self._table.live(now_ns):
-            name = "REVOKED" if flow.revoked else flow.state.value
+            name = state_name(flow)
             by_state[name] = by_state.get(name, 0) + 1
         counters = self._counters
         return Stats(
