@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
-
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from secgroups.agent.errors import PacketError
 from secgroups.agent.packets import explanation_message, packet_of
+from secgroups.agent.services.flows import list_flows
+from secgroups.agent.services.refusals import refuse
+from secgroups.agent.services.watch import Watches
 from secgroups.v1 import types_pb2 as types
 from secgroups.v1 import verdict_service_pb2 as pb
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceServicer
@@ -41,6 +40,11 @@ class Verdicts(VerdictServiceServicer):
         self._replica = replica
         self._subscription = subscription
         self._clock = clock
+        self._watches = Watches(firewall, clock)
+
+    def stop(self) -> None:
+        """End the calls that would go on for ever."""
+        self._watches.stop()
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
@@ -90,6 +94,22 @@ class Verdicts(VerdictServiceServicer):
             response.staleness.FromNanoseconds(max(0, now_ns - heard_ns))
         return response
 
+    async def ListFlows(
+        self, request: pb.ListFlowsRequest, context: grpc.aio.ServicerContext[pb.ListFlowsRequest, pb.ListFlowsResponse]
+    ) -> AsyncIterator[pb.ListFlowsResponse]:
+        """Tell the flows of this moment."""
+        async for response in list_flows(self._firewall, self._clock, request, context):
+            yield response
+
+    async def WatchVerdicts(
+        self,
+        request: pb.WatchVerdictsRequest,
+        context: grpc.aio.ServicerContext[pb.WatchVerdictsRequest, pb.WatchVerdictsResponse],
+    ) -> AsyncIterator[pb.WatchVerdictsResponse]:
+        """Tell verdicts as they are given."""
+        async for response in self._watches.watch(request, context):
+            yield response
+
 
 async def _packet(
     message: pb.Packet,
@@ -100,14 +120,4 @@ async def _packet(
     try:
         return packet_of(message)
     except PacketError as error:
-        status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
-        description = str(error).removeprefix(f"{error.field}: ")
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
-        for detail in (
-            error_details_pb2.ErrorInfo(reason="INVALID_VALUE", domain="secgroups"),
-            error_details_pb2.BadRequest(field_violations=[violation]),
-        ):
-            packed = any_pb2.Any()
-            packed.Pack(detail)
-            status.details.append(packed)
-        await context.abort_with_status(rpc_status.to_status(status))
+        await refuse(context, error)
