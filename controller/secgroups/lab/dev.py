@@ -68,7 +68,8 @@ def _print_next(stack: Stack, folder: Path) -> None:
     click.echo(
         f"""
 In another terminal:
-  export SECGROUPS_CONTROLLER={controller} SECGROUPS_AGENT={stack.agents[first].address}
+  export SECGROUPS_CONTROLLER={controller}
+  export SECGROUPS_AGENT={stack.agents[first].address}
   sgctl group create web-servers
   sgctl rule add web-servers --preset ssh --remote-ip 203.0.113.0/24
   sgctl server create web-1 --address 10.0.0.9 --agent {first} --group web-servers --wait
