@@ -226,6 +226,8 @@ def test_every_call_answers(controller: Client, agent: Client, called: set[str])
     # An opening packet once more: allowed by its flow (reason 2) in row 9.
     assert b64decode(streamed["verdicts"])[:4] == bytes([1, 2, 0, 9])
     assert [each["rule_id"] for each in streamed["rules"]] == [ssh["id"]]
+    (tracked,) = agent.call("VerdictService/ListFlows", server="p/s1", port=22)["flows"]
+    assert (tracked["state"], tracked["remote_port"], tracked["rule_id"]) == ("FLOW_STATE_SYN_SENT", 40000, ssh["id"])
 
     controller.call("ServerService/DeleteServer", project="p", id="s1")
     controller.call("GroupService/DeleteGroup", project="p", id=spare)
@@ -264,6 +266,27 @@ def objects(lines: Any) -> Iterator[Any]:
         if line.rstrip() == "}":
             yield json.loads(text)
             text = ""
+
+
+def test_watched_verdicts_are_told_as_they_are_given(agent: Client, called: set[str]) -> None:
+    method = "VerdictService/WatchVerdicts"
+    wanted = json.dumps({"servers": ["v/s9"], "reasons": ["REASON_UNKNOWN_SERVER"]})
+    command = [GRPCURL, "-plaintext", "-d", wanted, agent.address, f"secgroups.v1.{method}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        timer = threading.Timer(TIMEOUT_S, watching.kill)
+        timer.start()
+        try:
+            told = objects(watching.stdout)
+            # The message with which a watch begins.
+            assert next(told) == {}
+            assert agent.call("VerdictService/Decide", packet=SYN | {"server": "v/s9"})["reason"] == "REASON_UNKNOWN_SERVER"
+            (event,) = next(told)["events"]
+        finally:
+            timer.cancel()
+            watching.kill()
+    assert (event["packet"], event["action"]) == (SYN | {"server": "v/s9"}, "ACTION_DENY")
+    called.add(method)
 
 
 def test_a_subscriber_of_its_own_gets_what_its_server_needs(controller: Client, called: set[str]) -> None:

@@ -159,9 +159,10 @@ def test_dev_comes_up_its_lines_work_and_it_takes_all_with_it(tmp_path: Path) ->
         os.killpg(dev.pid, signal.SIGINT)
         _, told = dev.communicate(timeout=TIMEOUT_S)
     assert (dev.returncode, told) == (0, "stopping\n")
-    assert len(ran) == 5
+    assert len(ran) == 6
     assert ran["sgctl check"].startswith("ALLOW")
     assert json.loads(ran["grpcurl -plaintext"])["action"] == "ACTION_ALLOW"
+    assert "sport=40000 dport=22" in ran["sgctl agent"]
     assert len(children) == 2
     wait_until_gone(children)
     assert not list(tmp_path.iterdir())

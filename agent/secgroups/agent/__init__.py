@@ -21,8 +21,11 @@ if TYPE_CHECKING:
         TcpFlags,
         Verdict,
     )
+    from secgroups.agent.flow_filter import FlowFilter
     from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
     from secgroups.agent.settings import EngineSettings
+    from secgroups.agent.tap import VerdictEvent
+    from secgroups.agent.tracking import Flow
 
 _MODULE_OF = {
     "Action": "flow",
@@ -32,6 +35,8 @@ _MODULE_OF = {
     "EngineSettings": "settings",
     "Explanation": "flow",
     "Firewall": "firewall",
+    "Flow": "tracking",
+    "FlowFilter": "flow_filter",
     "Fragment": "flow",
     "GroupRules": "ruleset",
     "Packet": "flow",
@@ -43,6 +48,7 @@ _MODULE_OF = {
     "ServerBinding": "ruleset",
     "TcpFlags": "flow",
     "Verdict": "flow",
+    "VerdictEvent": "tap",
 }
 
 __all__ = [
@@ -53,6 +59,8 @@ __all__ = [
     "EngineSettings",
     "Explanation",
     "Firewall",
+    "Flow",
+    "FlowFilter",
     "Fragment",
     "GroupRules",
     "Packet",
@@ -64,6 +72,7 @@ __all__ = [
     "ServerBinding",
     "TcpFlags",
     "Verdict",
+    "VerdictEvent",
 ]
 
 

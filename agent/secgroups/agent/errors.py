@@ -6,7 +6,9 @@ AgentError
 ├── BaseVersionError       a patch does not fit what is held: ask for a full state again
 ├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
 ├── CacheError             the cached state on disk can't be used: it is set aside and the agent starts empty
-└── PacketError            a request for a verdict that is no packet at all: correct the named field
+├── PacketError            a request for a verdict that is no packet at all: correct the named field
+├── FilterError            a filter with a value that nothing can have: correct the named field
+└── TooManyTapsError       as many watch verdicts as may: try again when one of them has ended
 """
 
 from __future__ import annotations
@@ -48,3 +50,18 @@ class PacketError(AgentError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+
+
+class FilterError(AgentError):
+    """A filter with a value that nothing can have. ``field`` names what is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class TooManyTapsError(AgentError):
+    """One more would be too many."""
+
+    def __init__(self, taps_max: int) -> None:
+        super().__init__(f"{taps_max} watch the verdicts of this agent, the most allowed is {taps_max}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secgroups.agent.compiled import CompiledEngine
@@ -10,10 +10,13 @@ from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.counters import Stats
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import Explanation, Packet, Verdict
+from secgroups.agent.flow_filter import FlowFilter
 from secgroups.agent.reference import Applied, ReferenceEngine
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.table import FlowTable
+from secgroups.agent.tap import Tap, TapSettings
+from secgroups.agent.tracking import Flow
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -50,9 +53,14 @@ class Engine(Protocol):
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation: ...
 
+    def live(self, now_ns: int, wanted: FlowFilter) -> Iterator[Flow]: ...
+
+    def watch(self, settings: TapSettings) -> Tap: ...
+
     def stats(self, now_ns: int) -> Stats: ...
 
 
+EVERY_FLOW = FlowFilter()
 ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": ReferenceEngine}
 
 
@@ -132,6 +140,22 @@ class Firewall:
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
         """Return what ``decide`` would answer now, and why. Changes nothing."""
         return self._engine.explain(packet, now_ns)
+
+    def live(self, now_ns: int, wanted: FlowFilter = EVERY_FLOW) -> Iterator[Flow]:
+        """Yield the wanted flows that are not over at ``now_ns``, server by server, in the order of their opening.
+
+        Verdicts and updates may go on meanwhile: a flow is told as it is when it is reached, one that goes before that is not
+        told, one that is opened may be missing.
+        """
+        return self._engine.live(now_ns, wanted)
+
+    def watch(self, events_max: int, *, one_in: int = 1, allowed: bool = False) -> Tap:
+        """Return a tap that holds up to ``events_max`` verdicts of those given from now on, until they are read.
+
+        It takes denials, with ``allowed`` all verdicts, and of these the first and every ``one_in``-th after it. Close it when it
+        is of no more use. Raises ``TooManyTapsError``, and ``ValueError`` for what ``TapSettings`` refuses.
+        """
+        return self._engine.watch(TapSettings(events_max=events_max, one_in=one_in, allowed=allowed))
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment."""

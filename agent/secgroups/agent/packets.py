@@ -36,11 +36,13 @@ _FLAGS = {
     pb.TCP_FLAG_ECE: TcpFlags.ECE,
     pb.TCP_FLAG_CWR: TcpFlags.CWR,
 }
+_PROTOCOLS = {TCP: types.PROTOCOL_TCP, UDP: types.PROTOCOL_UDP}
 _FRAGMENTS = {
     pb.FRAGMENT_POSITION_UNSPECIFIED: Fragment.NONE,
     pb.FRAGMENT_POSITION_FIRST: Fragment.FIRST,
     pb.FRAGMENT_POSITION_LATER: Fragment.LATER,
 }
+_POSITIONS = {fragment: position for position, fragment in _FRAGMENTS.items()}
 
 
 def packet_of(message: pb.Packet, path: str = "packet") -> Packet:
@@ -74,6 +76,29 @@ def packet_of(message: pb.Packet, path: str = "packet") -> Packet:
     )
 
 
+def packet_message(packet: Packet) -> pb.Packet:
+    """Return the message of which ``packet_of`` makes ``packet``."""
+    message = pb.Packet(
+        server=packet.server,
+        direction=types.Direction.ValueType(packet.direction),
+        source=str(packet.source),
+        destination=str(packet.destination),
+        source_port=packet.source_port,
+        destination_port=packet.destination_port,
+        tcp_flags=[name for name, flag in _FLAGS.items() if packet.tcp_flags & flag],
+        icmp_type=packet.icmp_type,
+        icmp_code=packet.icmp_code,
+        icmp_id=packet.icmp_id,
+        fragment=_POSITIONS[packet.fragment],
+        fragment_id=packet.fragment_id,
+        length=packet.length,
+    )
+    _set_protocol(message, packet.protocol, packet.source)
+    if packet.quoted is not None:
+        message.quoted.CopyFrom(_quoted_message(packet.quoted))
+    return message
+
+
 def explanation_message(explanation: Explanation, ruleset: Ruleset) -> pb.ExplainResponse:
     """Return the answer; names of groups are those of ``ruleset``."""
     verdict = explanation.verdict
@@ -105,6 +130,29 @@ def _quoted(message: pb.QuotedPacket, path: str) -> QuotedPacket:
         icmp_type=_within(message.icmp_type, _BYTE_MAX, f"{path}.icmp_type"),
         icmp_id=_within(message.icmp_id, _PORT_MAX, f"{path}.icmp_id"),
     )
+
+
+def _quoted_message(quoted: QuotedPacket) -> pb.QuotedPacket:
+    message = pb.QuotedPacket(
+        source=str(quoted.source),
+        destination=str(quoted.destination),
+        source_port=quoted.source_port,
+        destination_port=quoted.destination_port,
+        icmp_type=quoted.icmp_type,
+        icmp_id=quoted.icmp_id,
+    )
+    _set_protocol(message, quoted.protocol, quoted.source)
+    return message
+
+
+def _set_protocol(message: pb.Packet | pb.QuotedPacket, protocol: int, source: Address) -> None:
+    if protocol == (ICMP if source.version == 4 else ICMPV6):
+        message.protocol = types.PROTOCOL_ICMP
+    elif protocol in _PROTOCOLS:
+        message.protocol = _PROTOCOLS[protocol]
+    else:
+        message.protocol = types.PROTOCOL_NUMBER
+        message.protocol_number = protocol
 
 
 def _address(text: str, field: str) -> Address:

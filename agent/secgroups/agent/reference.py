@@ -18,7 +18,7 @@ tracking (flows), table (room), fragments; and here:
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from secgroups.agent.counters import Counters, Stats
 from secgroups.agent.effective import EffectiveGroup, effective_groups, effective_ruleset
 from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
+from secgroups.agent.flow_filter import FlowFilter, state_name
 from secgroups.agent.handles import Handles
 from secgroups.agent.judgement import Judgement, judge
 from secgroups.agent.records import (
@@ -40,7 +41,8 @@ from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.screening import fits_header
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.table import FlowTable
-from secgroups.agent.tracking import FlowKey
+from secgroups.agent.tap import ReferenceTap, Taps, TapSettings
+from secgroups.agent.tracking import Flow, FlowKey
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -72,6 +74,7 @@ class ReferenceEngine:
         self._counters = Counters()
         self._server_handles = Handles()
         self._rule_handles = Handles()
+        self._taps = Taps()
 
     @property
     def ruleset(self) -> Ruleset:
@@ -154,6 +157,7 @@ class ReferenceEngine:
             epoch = self._table.guarded[packet.server].epoch
             self._table.fragments.remember(packet, judgement.verdict, group_id=judgement.group_id, epoch=epoch, now_ns=now_ns)
         self._counters.count(packet, judgement.verdict)
+        self._taps.offer(packet, judgement.verdict, now_ns)
         return judgement
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
@@ -169,11 +173,22 @@ class ReferenceEngine:
         )
         return explained(packet, decision, self._ruleset, guarded.ruleset if guarded else None)
 
+    def live(self, now_ns: int, wanted: FlowFilter) -> Iterator[Flow]:
+        """Yield the wanted flows that are not over at ``now_ns``, server by server, in the order of their opening.
+
+        Verdicts and updates may go on meanwhile: a flow is told as it is when it is reached.
+        """
+        return (flow for flow in self._table.live(now_ns, wanted.server) if wanted.matches(flow))
+
+    def watch(self, settings: TapSettings) -> ReferenceTap:
+        """Return a tap that takes the verdicts given from now on. Raises ``TooManyTapsError``."""
+        return self._taps.open(settings)
+
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""
         by_state: dict[str, int] = {}
         for flow in self._table.live(now_ns):
-            name = "REVOKED" if flow.revoked else flow.state.value
+            name = state_name(flow)
             by_state[name] = by_state.get(name, 0) + 1
         counters = self._counters
         return Stats(

@@ -36,6 +36,7 @@ class AgentServer:
     def __init__(self, listen: str, verdicts: Verdicts) -> None:
         """Bind. ConfigError, in one line, if that can't be done."""
         self._server = grpc.aio.server(options=_OPTIONS)
+        self._verdicts = verdicts
         add_VerdictServiceServicer_to_server(verdicts, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -58,6 +59,7 @@ class AgentServer:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, and end those that run after ``grace_s``."""
         await self._health.enter_graceful_shutdown()
+        self._verdicts.stop()
         await self._server.stop(grace_s)
 
 

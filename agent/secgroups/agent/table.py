@@ -112,10 +112,17 @@ class FlowTable:
         share = self._shares.get(server)
         return len(share) if share else 0
 
-    def live(self, now_ns: int) -> Iterator[Flow]:
-        """Yield the flows that are not over, server by server, in the order of their opening."""
-        for share in self._shares.values():
-            yield from (flow for flow in share.flows.values() if not flow.is_over(now_ns))
+    def live(self, now_ns: int, server: str = "") -> Iterator[Flow]:
+        """Yield the flows, or those of ``server``, that are not over at ``now_ns``: server by server, in order of opening.
+
+        The table may change meanwhile: what goes before it is reached is not told, what comes may be missing.
+        """
+        for each in (server,) if server else tuple(self._shares):
+            share = self._shares.get(each)
+            for key in tuple(share.flows) if share else ():
+                flow = self.find(key, now_ns)
+                if flow is not None:
+                    yield flow
 
     def find(self, key: FlowKey, now_ns: int) -> Flow | None:
         """Return the live flow with ``key``."""

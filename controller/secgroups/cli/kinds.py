@@ -1,4 +1,4 @@
-"""How groups, rules, servers and agents are shown."""
+"""How groups, rules, servers, agents and flows are shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from secgroups.cli import pb
 from secgroups.cli.output import Column, Kind, data_of
 from secgroups.cli.rule_messages import draft_of
+from secgroups.cli.traffic_words import direction_word, end_text, protocol_word, short_id, state_word
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -111,3 +112,26 @@ def agents() -> Kind[pb.Agent]:
         Column[pb.Agent]("boot_id", lambda agent: agent.boot_id, wide=True),
     ]
     return Kind(columns=columns, name=lambda agent: agent.id, data=data_of)
+
+
+def flows() -> Kind[pb.Flow]:
+    """Return how flows are shown."""
+    columns = [
+        Column[pb.Flow]("server", lambda flow: flow.server),
+        Column[pb.Flow]("protocol", lambda flow: protocol_word(flow, flow.local_address)),
+        Column[pb.Flow]("direction", lambda flow: direction_word(flow.opening_direction)),
+        Column[pb.Flow]("local", lambda flow: end_text(flow.local_address, flow.local_port)),
+        Column[pb.Flow]("remote", lambda flow: end_text(flow.remote_address, flow.remote_port)),
+        Column[pb.Flow]("icmp", lambda flow: f"type {flow.icmp_type} id {flow.icmp_id}" if flow.HasField("icmp_type") else ""),
+        Column[pb.Flow]("state", state_word),
+        Column[pb.Flow]("answered", lambda flow: "yes" if flow.answered else "no"),
+        Column[pb.Flow]("packets", lambda flow: f"{flow.opening_packets}/{flow.reply_packets}"),
+        Column[pb.Flow]("bytes", lambda flow: f"{flow.opening_bytes}/{flow.reply_bytes}"),
+        Column[pb.Flow]("age", lambda flow: _duration_text(flow.age)),
+        Column[pb.Flow]("idle", lambda flow: _duration_text(flow.idle)),
+        Column[pb.Flow]("remaining", lambda flow: _duration_text(flow.remaining)),
+        Column[pb.Flow]("rule", lambda flow: short_id(flow.rule_id)),
+        Column[pb.Flow]("rule_id", lambda flow: flow.rule_id, wide=True),
+        Column[pb.Flow]("group_id", lambda flow: flow.group_id, wide=True),
+    ]
+    return Kind(columns=columns, name=lambda flow: flow.server, data=data_of)

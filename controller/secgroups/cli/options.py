@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
-from secgroups.cli.output import FORMS, View
+from secgroups.cli.output import CONNTRACK, FLOW_FORMS, FORMS, View
 from secgroups.cli.seconds import Seconds
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,8 +36,16 @@ class ChangeOptions:
 
 def list_options(command: Command) -> Command:
     """Add -o, --columns and --sort; the command gets them as ``view``, without the colour setting."""
+    return _view_options(command, FORMS, "table")
 
-    @click.option("-o", "--output", "form", type=click.Choice(FORMS), default="table", show_default=True)
+
+def flow_list_options(command: Command) -> Command:
+    """Add the same for lists of flows, which are shown as conntrack does unless said."""
+    return _view_options(command, FLOW_FORMS, CONNTRACK)
+
+
+def _view_options(command: Command, forms: Sequence[str], usual: str) -> Command:
+    @click.option("-o", "--output", "form", type=click.Choice(forms), default=usual, show_default=True)
     @click.option("--columns", default="", metavar="A,B,...", help="Which columns, in this order.")
     @click.option("--sort", default="", metavar="[-]COLUMN", help="Order of the rows; with - descending.")
     @functools.wraps(command)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMS = ("table", "wide", "json", "yaml", "csv", "name")
+# Flows have no names, but a shape that people know.
+CONNTRACK = "conntrack"
+FLOW_FORMS = (CONNTRACK, "table", "wide", "json", "yaml", "csv")
 
 
 # No slots: Column[X](...) sets an attribute on what it makes, which a frozen class with slots refuses (Python 3.11).

@@ -54,7 +54,7 @@ def protocol_of(spec: pb.RuleSpec) -> str:
     return "sctp" if spec.protocol_number == 132 else str(spec.protocol_number)
 
 
-def set_protocol(request: pb.ExplainFlowRequest, word: str) -> None:
+def set_protocol(request: pb.ExplainFlowRequest | pb.ListFlowsRequest | pb.WatchVerdictsRequest, word: str) -> None:
     """Put a canonical protocol word into a question."""
     if NUMBER.fullmatch(word) or word == "sctp":
         request.protocol = pb.PROTOCOL_NUMBER

@@ -75,11 +75,13 @@ def _print_next(stack: Stack, folder: Path) -> None:
         f"""
 In another terminal:
   export SECGROUPS_CONTROLLER={controller}
+  export SECGROUPS_AGENT={stack.agents[first].address}
   sgctl group create web-servers
   sgctl rule add web-servers --preset ssh --remote-ip 203.0.113.0/24
   sgctl server create web-1 --address 10.0.0.9 --agent {first} --group web-servers --wait
   sgctl check --from 203.0.113.7 --to web-1 --protocol tcp --port 22
   grpcurl -plaintext -d '{packet}' {stack.agents[first].address} secgroups.v1.VerdictService/Decide
+  sgctl agent flows
 
 Ctrl-C stops everything."""
     )

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from secgroups.v1 import ruleset_service_pb2 as secgroups_dot_v1_dot_ruleset__service__pb2
 from secgroups.v1 import types_pb2 as secgroups_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"secgroups/v1/verdict_service.proto\x12\x0csecgroups.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"secgroups/v1/ruleset_service.proto\x1a\x18secgroups/v1/types.proto\"\xe2\x01\n\x0cQuotedPacket\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12(\n\x08protocol\x18\x03 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bsource_port\x18\x05 \x01(\r\x12\x18\n\x10\x64\x65stination_port\x18\x06 \x01(\r\x12\x11\n\ticmp_type\x18\x07 \x01(\r\x12\x0f\n\x07icmp_id\x18\x08 \x01(\rB\x12\n\x10_protocol_number\"\xd8\x03\n\x06Packet\x12\x0e\n\x06server\x18\x01 \x01(\t\x12*\n\tdirection\x18\x02 \x01(\x0e\x32\x17.secgroups.v1.Direction\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12(\n\x08protocol\x18\x05 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bsource_port\x18\x07 \x01(\r\x12\x18\n\x10\x64\x65stination_port\x18\x08 \x01(\r\x12(\n\ttcp_flags\x18\t \x03(\x0e\x32\x15.secgroups.v1.TcpFlag\x12\x11\n\ticmp_type\x18\n \x01(\r\x12\x11\n\ticmp_code\x18\x0b \x01(\r\x12\x0f\n\x07icmp_id\x18\x0c \x01(\r\x12\x30\n\x08\x66ragment\x18\r \x01(\x0e\x32\x1e.secgroups.v1.FragmentPosition\x12\x13\n\x0b\x66ragment_id\x18\x0e \x01(\r\x12*\n\x06quoted\x18\x0f \x01(\x0b\x32\x1a.secgroups.v1.QuotedPacket\x12\x0e\n\x06length\x18\x10 \x01(\rB\x12\n\x10_protocol_number\"5\n\rDecideRequest\x12$\n\x06packet\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Packet\"}\n\x0e\x44\x65\x63ideResponse\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x14.secgroups.v1.Action\x12$\n\x06reason\x18\x02 \x01(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07rule_id\x18\x03 \x01(\t\x12\x0e\n\x06opened\x18\x04 \x01(\x08\"G\n\x13\x44\x65\x63ideStreamRequest\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12\x0e\n\x06quotes\x18\x03 \x01(\x0c\"-\n\nRuleHandle\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\"\x83\x01\n\x14\x44\x65\x63ideStreamResponse\x12\x16\n\x0eserver_handles\x18\x01 \x03(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\'\n\x05rules\x18\x03 \x03(\x0b\x32\x18.secgroups.v1.RuleHandle\x12\x18\n\x10rules_begin_anew\x18\x04 \x01(\x08\"6\n\x0e\x45xplainRequest\x12$\n\x06packet\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Packet\"\xe8\x01\n\x0f\x45xplainResponse\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x14.secgroups.v1.Action\x12$\n\x06reason\x18\x02 \x01(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07rule_id\x18\x03 \x01(\t\x12\x10\n\x08group_id\x18\x04 \x01(\t\x12\x12\n\ngroup_name\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\'\n\x07nearest\x18\x07 \x03(\x0b\x32\x16.secgroups.v1.NearMiss\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\r\n\x05opens\x18\t \x01(\x08\"\x11\n\x0fGetStatsRequest\">\n\x0bRuleCounter\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x0f\n\x07packets\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x8f\x04\n\x10GetStatsResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07servers\x18\x05 \x01(\r\x12\x0e\n\x06groups\x18\x06 \x01(\r\x12\x0c\n\x04sets\x18\x07 \x01(\r\x12\r\n\x05\x66lows\x18\x08 \x01(\x04\x12\x11\n\tflows_max\x18\t \x01(\x04\x12H\n\x0e\x66lows_by_state\x18\n \x03(\x0b\x32\x30.secgroups.v1.GetStatsResponse.FlowsByStateEntry\x12>\n\x08verdicts\x18\x0b \x03(\x0b\x32,.secgroups.v1.GetStatsResponse.VerdictsEntry\x12(\n\x05rules\x18\x0c \x03(\x0b\x32\x19.secgroups.v1.RuleCounter\x12\x0f\n\x07\x65victed\x18\r \x01(\x04\x12\x12\n\nfrom_cache\x18\x0e \x01(\x08\x1a\x33\n\x11\x46lowsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*\xb3\x01\n\x07TcpFlag\x12\x18\n\x14TCP_FLAG_UNSPECIFIED\x10\x00\x12\x10\n\x0cTCP_FLAG_FIN\x10\x01\x12\x10\n\x0cTCP_FLAG_SYN\x10\x02\x12\x10\n\x0cTCP_FLAG_RST\x10\x03\x12\x10\n\x0cTCP_FLAG_PSH\x10\x04\x12\x10\n\x0cTCP_FLAG_ACK\x10\x05\x12\x10\n\x0cTCP_FLAG_URG\x10\x06\x12\x10\n\x0cTCP_FLAG_ECE\x10\x07\x12\x10\n\x0cTCP_FLAG_CWR\x10\x08*o\n\x10\x46ragmentPosition\x12!\n\x1d\x46RAGMENT_POSITION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46RAGMENT_POSITION_FIRST\x10\x01\x12\x1b\n\x17\x46RAGMENT_POSITION_LATER\x10\x02\x32\xc3\x02\n\x0eVerdictService\x12\x43\n\x06\x44\x65\x63ide\x12\x1b.secgroups.v1.DecideRequest\x1a\x1c.secgroups.v1.DecideResponse\x12Y\n\x0c\x44\x65\x63ideStream\x12!.secgroups.v1.DecideStreamRequest\x1a\".secgroups.v1.DecideStreamResponse(\x01\x30\x01\x12\x46\n\x07\x45xplain\x12\x1c.secgroups.v1.ExplainRequest\x1a\x1d.secgroups.v1.ExplainResponse\x12I\n\x08GetStats\x12\x1d.secgroups.v1.GetStatsRequest\x1a\x1e.secgroups.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"secgroups/v1/verdict_service.proto\x12\x0csecgroups.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"secgroups/v1/ruleset_service.proto\x1a\x18secgroups/v1/types.proto\"\xe2\x01\n\x0cQuotedPacket\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12(\n\x08protocol\x18\x03 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bsource_port\x18\x05 \x01(\r\x12\x18\n\x10\x64\x65stination_port\x18\x06 \x01(\r\x12\x11\n\ticmp_type\x18\x07 \x01(\r\x12\x0f\n\x07icmp_id\x18\x08 \x01(\rB\x12\n\x10_protocol_number\"\xd8\x03\n\x06Packet\x12\x0e\n\x06server\x18\x01 \x01(\t\x12*\n\tdirection\x18\x02 \x01(\x0e\x32\x17.secgroups.v1.Direction\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12(\n\x08protocol\x18\x05 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bsource_port\x18\x07 \x01(\r\x12\x18\n\x10\x64\x65stination_port\x18\x08 \x01(\r\x12(\n\ttcp_flags\x18\t \x03(\x0e\x32\x15.secgroups.v1.TcpFlag\x12\x11\n\ticmp_type\x18\n \x01(\r\x12\x11\n\ticmp_code\x18\x0b \x01(\r\x12\x0f\n\x07icmp_id\x18\x0c \x01(\r\x12\x30\n\x08\x66ragment\x18\r \x01(\x0e\x32\x1e.secgroups.v1.FragmentPosition\x12\x13\n\x0b\x66ragment_id\x18\x0e \x01(\r\x12*\n\x06quoted\x18\x0f \x01(\x0b\x32\x1a.secgroups.v1.QuotedPacket\x12\x0e\n\x06length\x18\x10 \x01(\rB\x12\n\x10_protocol_number\"5\n\rDecideRequest\x12$\n\x06packet\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Packet\"}\n\x0e\x44\x65\x63ideResponse\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x14.secgroups.v1.Action\x12$\n\x06reason\x18\x02 \x01(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07rule_id\x18\x03 \x01(\t\x12\x0e\n\x06opened\x18\x04 \x01(\x08\"G\n\x13\x44\x65\x63ideStreamRequest\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12\x0e\n\x06quotes\x18\x03 \x01(\x0c\"-\n\nRuleHandle\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\"\x83\x01\n\x14\x44\x65\x63ideStreamResponse\x12\x16\n\x0eserver_handles\x18\x01 \x03(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\'\n\x05rules\x18\x03 \x03(\x0b\x32\x18.secgroups.v1.RuleHandle\x12\x18\n\x10rules_begin_anew\x18\x04 \x01(\x08\"6\n\x0e\x45xplainRequest\x12$\n\x06packet\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Packet\"\xe8\x01\n\x0f\x45xplainResponse\x12$\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x14.secgroups.v1.Action\x12$\n\x06reason\x18\x02 \x01(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07rule_id\x18\x03 \x01(\t\x12\x10\n\x08group_id\x18\x04 \x01(\t\x12\x12\n\ngroup_name\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\'\n\x07nearest\x18\x07 \x03(\x0b\x32\x16.secgroups.v1.NearMiss\x12\x0c\n\x04text\x18\x08 \x01(\t\x12\r\n\x05opens\x18\t \x01(\x08\"\x11\n\x0fGetStatsRequest\">\n\x0bRuleCounter\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x0f\n\x07packets\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x8f\x04\n\x10GetStatsResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x18\n\x10\x61pplied_revision\x18\x02 \x01(\x04\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07servers\x18\x05 \x01(\r\x12\x0e\n\x06groups\x18\x06 \x01(\r\x12\x0c\n\x04sets\x18\x07 \x01(\r\x12\r\n\x05\x66lows\x18\x08 \x01(\x04\x12\x11\n\tflows_max\x18\t \x01(\x04\x12H\n\x0e\x66lows_by_state\x18\n \x03(\x0b\x32\x30.secgroups.v1.GetStatsResponse.FlowsByStateEntry\x12>\n\x08verdicts\x18\x0b \x03(\x0b\x32,.secgroups.v1.GetStatsResponse.VerdictsEntry\x12(\n\x05rules\x18\x0c \x03(\x0b\x32\x19.secgroups.v1.RuleCounter\x12\x0f\n\x07\x65victed\x18\r \x01(\x04\x12\x12\n\nfrom_cache\x18\x0e \x01(\x08\x1a\x33\n\x11\x46lowsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a/\n\rVerdictsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xe9\x01\n\x10ListFlowsRequest\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x13\n\x0bremote_cidr\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12(\n\x08protocol\x18\x04 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x05 \x01(\rH\x00\x88\x01\x01\x12&\n\x05state\x18\x06 \x01(\x0e\x32\x17.secgroups.v1.FlowState\x12\x0f\n\x07rule_id\x18\x07 \x01(\t\x12\r\n\x05limit\x18\x08 \x01(\x04\x42\x12\n\x10_protocol_number\"6\n\x11ListFlowsResponse\x12!\n\x05\x66lows\x18\x01 \x03(\x0b\x32\x12.secgroups.v1.Flow\"\xbe\x05\n\x04\x46low\x12\x0e\n\x06server\x18\x01 \x01(\t\x12(\n\x08protocol\x18\x02 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x32\n\x11opening_direction\x18\x04 \x01(\x0e\x32\x17.secgroups.v1.Direction\x12\x15\n\rlocal_address\x18\x05 \x01(\t\x12\x12\n\nlocal_port\x18\x06 \x01(\r\x12\x16\n\x0eremote_address\x18\x07 \x01(\t\x12\x13\n\x0bremote_port\x18\x08 \x01(\r\x12\x16\n\ticmp_type\x18\t \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07icmp_id\x18\n \x01(\rH\x02\x88\x01\x01\x12&\n\x05state\x18\x0b \x01(\x0e\x32\x17.secgroups.v1.FlowState\x12-\n\x0cresume_state\x18\x0c \x01(\x0e\x32\x17.secgroups.v1.FlowState\x12\x10\n\x08\x61nswered\x18\r \x01(\x08\x12\x0f\n\x07revoked\x18\x0e \x01(\x08\x12\x0f\n\x07rule_id\x18\x0f \x01(\t\x12\x10\n\x08group_id\x18\x10 \x01(\t\x12\x17\n\x0fopening_packets\x18\x11 \x01(\x04\x12\x15\n\ropening_bytes\x18\x12 \x01(\x04\x12\x15\n\rreply_packets\x18\x13 \x01(\x04\x12\x13\n\x0breply_bytes\x18\x14 \x01(\x04\x12&\n\x03\x61ge\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tremaining\x18\x17 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_protocol_numberB\x0c\n\n_icmp_typeB\n\n\x08_icmp_id\"\xe0\x02\n\x14WatchVerdictsRequest\x12%\n\x07\x61\x63tions\x18\x01 \x03(\x0e\x32\x14.secgroups.v1.Action\x12%\n\x07reasons\x18\x02 \x03(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07servers\x18\x03 \x03(\t\x12\x14\n\x0csource_cidrs\x18\x04 \x03(\t\x12\x19\n\x11\x64\x65stination_cidrs\x18\x05 \x03(\t\x12\x14\n\x0c\x65ither_cidrs\x18\x06 \x03(\t\x12\r\n\x05ports\x18\x07 \x03(\r\x12(\n\x08protocol\x18\x08 \x01(\x0e\x32\x16.secgroups.v1.Protocol\x12\x1c\n\x0fprotocol_number\x18\t \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08rule_ids\x18\n \x03(\t\x12\x0e\n\x06one_in\x18\x0b \x01(\r\x12\x15\n\rbuffer_events\x18\x0c \x01(\rB\x12\n\x10_protocol_number\"T\n\x15WatchVerdictsResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.secgroups.v1.VerdictEvent\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\"\xcb\x01\n\x0cVerdictEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06packet\x18\x02 \x01(\x0b\x32\x14.secgroups.v1.Packet\x12$\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x14.secgroups.v1.Action\x12$\n\x06reason\x18\x04 \x01(\x0e\x32\x14.secgroups.v1.Reason\x12\x0f\n\x07rule_id\x18\x05 \x01(\t\x12\x0e\n\x06opened\x18\x06 \x01(\x08*\xb3\x01\n\x07TcpFlag\x12\x18\n\x14TCP_FLAG_UNSPECIFIED\x10\x00\x12\x10\n\x0cTCP_FLAG_FIN\x10\x01\x12\x10\n\x0cTCP_FLAG_SYN\x10\x02\x12\x10\n\x0cTCP_FLAG_RST\x10\x03\x12\x10\n\x0cTCP_FLAG_PSH\x10\x04\x12\x10\n\x0cTCP_FLAG_ACK\x10\x05\x12\x10\n\x0cTCP_FLAG_URG\x10\x06\x12\x10\n\x0cTCP_FLAG_ECE\x10\x07\x12\x10\n\x0cTCP_FLAG_CWR\x10\x08*o\n\x10\x46ragmentPosition\x12!\n\x1d\x46RAGMENT_POSITION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46RAGMENT_POSITION_FIRST\x10\x01\x12\x1b\n\x17\x46RAGMENT_POSITION_LATER\x10\x02*\xd8\x02\n\tFlowState\x12\x1a\n\x16\x46LOW_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46LOW_STATE_SYN_SENT\x10\x01\x12\x18\n\x14\x46LOW_STATE_SYN_SENT2\x10\x02\x12\x17\n\x13\x46LOW_STATE_SYN_RECV\x10\x03\x12\x1a\n\x16\x46LOW_STATE_ESTABLISHED\x10\x04\x12\x17\n\x13\x46LOW_STATE_FIN_WAIT\x10\x05\x12\x19\n\x15\x46LOW_STATE_CLOSE_WAIT\x10\x06\x12\x17\n\x13\x46LOW_STATE_LAST_ACK\x10\x07\x12\x18\n\x14\x46LOW_STATE_TIME_WAIT\x10\x08\x12\x14\n\x10\x46LOW_STATE_CLOSE\x10\t\x12\x19\n\x15\x46LOW_STATE_UNANSWERED\x10\n\x12\x17\n\x13\x46LOW_STATE_ANSWERED\x10\x0b\x12\x16\n\x12\x46LOW_STATE_REVOKED\x10\x0c\x32\xef\x03\n\x0eVerdictService\x12\x43\n\x06\x44\x65\x63ide\x12\x1b.secgroups.v1.DecideRequest\x1a\x1c.secgroups.v1.DecideResponse\x12Y\n\x0c\x44\x65\x63ideStream\x12!.secgroups.v1.DecideStreamRequest\x1a\".secgroups.v1.DecideStreamResponse(\x01\x30\x01\x12\x46\n\x07\x45xplain\x12\x1c.secgroups.v1.ExplainRequest\x1a\x1d.secgroups.v1.ExplainResponse\x12I\n\x08GetStats\x12\x1d.secgroups.v1.GetStatsRequest\x1a\x1e.secgroups.v1.GetStatsResponse\x12N\n\tListFlows\x12\x1e.secgroups.v1.ListFlowsRequest\x1a\x1f.secgroups.v1.ListFlowsResponse0\x01\x12Z\n\rWatchVerdicts\x12\".secgroups.v1.WatchVerdictsRequest\x1a#.secgroups.v1.WatchVerdictsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,38 +39,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSRESPONSE_FLOWSBYSTATEENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._serialized_options = b'8\001'
-  _globals['_TCPFLAG']._serialized_start=2191
-  _globals['_TCPFLAG']._serialized_end=2370
-  _globals['_FRAGMENTPOSITION']._serialized_start=2372
-  _globals['_FRAGMENTPOSITION']._serialized_end=2483
-  _globals['_QUOTEDPACKET']._serialized_start=147
-  _globals['_QUOTEDPACKET']._serialized_end=373
-  _globals['_PACKET']._serialized_start=376
-  _globals['_PACKET']._serialized_end=848
-  _globals['_DECIDEREQUEST']._serialized_start=850
-  _globals['_DECIDEREQUEST']._serialized_end=903
-  _globals['_DECIDERESPONSE']._serialized_start=905
-  _globals['_DECIDERESPONSE']._serialized_end=1030
-  _globals['_DECIDESTREAMREQUEST']._serialized_start=1032
-  _globals['_DECIDESTREAMREQUEST']._serialized_end=1103
-  _globals['_RULEHANDLE']._serialized_start=1105
-  _globals['_RULEHANDLE']._serialized_end=1150
-  _globals['_DECIDESTREAMRESPONSE']._serialized_start=1153
-  _globals['_DECIDESTREAMRESPONSE']._serialized_end=1284
-  _globals['_EXPLAINREQUEST']._serialized_start=1286
-  _globals['_EXPLAINREQUEST']._serialized_end=1340
-  _globals['_EXPLAINRESPONSE']._serialized_start=1343
-  _globals['_EXPLAINRESPONSE']._serialized_end=1575
-  _globals['_GETSTATSREQUEST']._serialized_start=1577
-  _globals['_GETSTATSREQUEST']._serialized_end=1594
-  _globals['_RULECOUNTER']._serialized_start=1596
-  _globals['_RULECOUNTER']._serialized_end=1658
-  _globals['_GETSTATSRESPONSE']._serialized_start=1661
-  _globals['_GETSTATSRESPONSE']._serialized_end=2188
-  _globals['_GETSTATSRESPONSE_FLOWSBYSTATEENTRY']._serialized_start=2088
-  _globals['_GETSTATSRESPONSE_FLOWSBYSTATEENTRY']._serialized_end=2139
-  _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._serialized_start=2141
-  _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._serialized_end=2188
-  _globals['_VERDICTSERVICE']._serialized_start=2486
-  _globals['_VERDICTSERVICE']._serialized_end=2809
+  _globals['_TCPFLAG']._serialized_start=3868
+  _globals['_TCPFLAG']._serialized_end=4047
+  _globals['_FRAGMENTPOSITION']._serialized_start=4049
+  _globals['_FRAGMENTPOSITION']._serialized_end=4160
+  _globals['_FLOWSTATE']._serialized_start=4163
+  _globals['_FLOWSTATE']._serialized_end=4507
+  _globals['_QUOTEDPACKET']._serialized_start=180
+  _globals['_QUOTEDPACKET']._serialized_end=406
+  _globals['_PACKET']._serialized_start=409
+  _globals['_PACKET']._serialized_end=881
+  _globals['_DECIDEREQUEST']._serialized_start=883
+  _globals['_DECIDEREQUEST']._serialized_end=936
+  _globals['_DECIDERESPONSE']._serialized_start=938
+  _globals['_DECIDERESPONSE']._serialized_end=1063
+  _globals['_DECIDESTREAMREQUEST']._serialized_start=1065
+  _globals['_DECIDESTREAMREQUEST']._serialized_end=1136
+  _globals['_RULEHANDLE']._serialized_start=1138
+  _globals['_RULEHANDLE']._serialized_end=1183
+  _globals['_DECIDESTREAMRESPONSE']._serialized_start=1186
+  _globals['_DECIDESTREAMRESPONSE']._serialized_end=1317
+  _globals['_EXPLAINREQUEST']._serialized_start=1319
+  _globals['_EXPLAINREQUEST']._serialized_end=1373
+  _globals['_EXPLAINRESPONSE']._serialized_start=1376
+  _globals['_EXPLAINRESPONSE']._serialized_end=1608
+  _globals['_GETSTATSREQUEST']._serialized_start=1610
+  _globals['_GETSTATSREQUEST']._serialized_end=1627
+  _globals['_RULECOUNTER']._serialized_start=1629
+  _globals['_RULECOUNTER']._serialized_end=1691
+  _globals['_GETSTATSRESPONSE']._serialized_start=1694
+  _globals['_GETSTATSRESPONSE']._serialized_end=2221
+  _globals['_GETSTATSRESPONSE_FLOWSBYSTATEENTRY']._serialized_start=2121
+  _globals['_GETSTATSRESPONSE_FLOWSBYSTATEENTRY']._serialized_end=2172
+  _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._serialized_start=2174
+  _globals['_GETSTATSRESPONSE_VERDICTSENTRY']._serialized_end=2221
+  _globals['_LISTFLOWSREQUEST']._serialized_start=2224
+  _globals['_LISTFLOWSREQUEST']._serialized_end=2457
+  _globals['_LISTFLOWSRESPONSE']._serialized_start=2459
+  _globals['_LISTFLOWSRESPONSE']._serialized_end=2513
+  _globals['_FLOW']._serialized_start=2516
+  _globals['_FLOW']._serialized_end=3218
+  _globals['_WATCHVERDICTSREQUEST']._serialized_start=3221
+  _globals['_WATCHVERDICTSREQUEST']._serialized_end=3573
+  _globals['_WATCHVERDICTSRESPONSE']._serialized_start=3575
+  _globals['_WATCHVERDICTSRESPONSE']._serialized_end=3659
+  _globals['_VERDICTEVENT']._serialized_start=3662
+  _globals['_VERDICTEVENT']._serialized_end=3865
+  _globals['_VERDICTSERVICE']._serialized_start=4510
+  _globals['_VERDICTSERVICE']._serialized_end=5005
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from secgroups.v1 import ruleset_service_pb2 as _ruleset_service_pb2
@@ -93,6 +94,70 @@ FRAGMENT_POSITION_FIRST: FragmentPosition.ValueType  # 1
 FRAGMENT_POSITION_LATER: FragmentPosition.ValueType  # 2
 """Any other fragment; it has no ports."""
 Global___FragmentPosition: _TypeAlias = FragmentPosition  # noqa: Y015
+
+class _FlowState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlowStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLOW_STATE_UNSPECIFIED: _FlowState.ValueType  # 0
+    """In a request: any. Never in an answer, but for resume_state."""
+    FLOW_STATE_SYN_SENT: _FlowState.ValueType  # 1
+    """TCP: the opening SYN was seen."""
+    FLOW_STATE_SYN_SENT2: _FlowState.ValueType  # 2
+    """TCP: both ends have sent a SYN."""
+    FLOW_STATE_SYN_RECV: _FlowState.ValueType  # 3
+    """TCP: SYN and SYN/ACK were seen."""
+    FLOW_STATE_ESTABLISHED: _FlowState.ValueType  # 4
+    """TCP: the handshake is complete."""
+    FLOW_STATE_FIN_WAIT: _FlowState.ValueType  # 5
+    """TCP: one end has sent a FIN."""
+    FLOW_STATE_CLOSE_WAIT: _FlowState.ValueType  # 6
+    """TCP: that FIN was acknowledged."""
+    FLOW_STATE_LAST_ACK: _FlowState.ValueType  # 7
+    """TCP: both ends have sent a FIN."""
+    FLOW_STATE_TIME_WAIT: _FlowState.ValueType  # 8
+    """TCP: both FINs were acknowledged."""
+    FLOW_STATE_CLOSE: _FlowState.ValueType  # 9
+    """TCP: reset."""
+    FLOW_STATE_UNANSWERED: _FlowState.ValueType  # 10
+    """Not TCP: only one direction was seen."""
+    FLOW_STATE_ANSWERED: _FlowState.ValueType  # 11
+    """Not TCP: both directions were seen."""
+    FLOW_STATE_REVOKED: _FlowState.ValueType  # 12
+    """No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before."""
+
+class FlowState(_FlowState, metaclass=_FlowStateEnumTypeWrapper):
+    """Where a flow is in its life."""
+
+FLOW_STATE_UNSPECIFIED: FlowState.ValueType  # 0
+"""In a request: any. Never in an answer, but for resume_state."""
+FLOW_STATE_SYN_SENT: FlowState.ValueType  # 1
+"""TCP: the opening SYN was seen."""
+FLOW_STATE_SYN_SENT2: FlowState.ValueType  # 2
+"""TCP: both ends have sent a SYN."""
+FLOW_STATE_SYN_RECV: FlowState.ValueType  # 3
+"""TCP: SYN and SYN/ACK were seen."""
+FLOW_STATE_ESTABLISHED: FlowState.ValueType  # 4
+"""TCP: the handshake is complete."""
+FLOW_STATE_FIN_WAIT: FlowState.ValueType  # 5
+"""TCP: one end has sent a FIN."""
+FLOW_STATE_CLOSE_WAIT: FlowState.ValueType  # 6
+"""TCP: that FIN was acknowledged."""
+FLOW_STATE_LAST_ACK: FlowState.ValueType  # 7
+"""TCP: both ends have sent a FIN."""
+FLOW_STATE_TIME_WAIT: FlowState.ValueType  # 8
+"""TCP: both FINs were acknowledged."""
+FLOW_STATE_CLOSE: FlowState.ValueType  # 9
+"""TCP: reset."""
+FLOW_STATE_UNANSWERED: FlowState.ValueType  # 10
+"""Not TCP: only one direction was seen."""
+FLOW_STATE_ANSWERED: FlowState.ValueType  # 11
+"""Not TCP: both directions were seen."""
+FLOW_STATE_REVOKED: FlowState.ValueType  # 12
+"""No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before."""
+Global___FlowState: _TypeAlias = FlowState  # noqa: Y015
 
 @_typing.final
 class QuotedPacket(_message.Message):
@@ -695,3 +760,368 @@ class GetStatsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class ListFlowsRequest(_message.Message):
+    """Asks for flows. Fields that are given must all fit; without any, all flows are told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    REMOTE_CIDR_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PROTOCOL_NUMBER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server, as "project/id". Empty means all."""
+    remote_cidr: _builtins.str
+    """An IPv4 or IPv6 prefix or address that the other side's address is in. Empty means all."""
+    port: _builtins.int
+    """Destination port of the packet that opened the flow, 1 to 65535. 0 means all."""
+    protocol: _types_pb2.Protocol.ValueType
+    """Protocol. PROTOCOL_UNSPECIFIED and PROTOCOL_ANY mean all."""
+    protocol_number: _builtins.int
+    """IANA number, 0 to 255. Given exactly when protocol is PROTOCOL_NUMBER."""
+    state: Global___FlowState.ValueType
+    """State. FLOW_STATE_UNSPECIFIED means all."""
+    rule_id: _builtins.str
+    """The id of the rule that last allowed the flow, or how it begins, at most 128 characters. Empty means all."""
+    limit: _builtins.int
+    """How many flows to tell at most. 0 means all."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        remote_cidr: _builtins.str = ...,
+        port: _builtins.int = ...,
+        protocol: _types_pb2.Protocol.ValueType = ...,
+        protocol_number: _builtins.int | None = ...,
+        state: Global___FlowState.ValueType = ...,
+        rule_id: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number", "protocol_number", b"protocol_number"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number", "limit", b"limit", "port", b"port", "protocol", b"protocol", "protocol_number", b"protocol_number", "remote_cidr", b"remote_cidr", "rule_id", b"rule_id", "server", b"server", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__protocol_number: _TypeAlias = _typing.Literal["protocol_number"]  # noqa: Y015
+    _WhichOneofArgType__protocol_number: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__protocol_number) -> _WhichOneofReturnType__protocol_number | None: ...
+
+Global___ListFlowsRequest: _TypeAlias = ListFlowsRequest  # noqa: Y015
+
+@_typing.final
+class ListFlowsResponse(_message.Message):
+    """Some of the flows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flow]:
+        """Those of a server in the order of their opening, at most 256."""
+
+    def __init__(
+        self,
+        *,
+        flows: _abc.Iterable[Global___Flow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFlowsResponse: _TypeAlias = ListFlowsResponse  # noqa: Y015
+
+@_typing.final
+class Flow(_message.Message):
+    """One tracked flow: packets of both directions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PROTOCOL_NUMBER_FIELD_NUMBER: _builtins.int
+    OPENING_DIRECTION_FIELD_NUMBER: _builtins.int
+    LOCAL_ADDRESS_FIELD_NUMBER: _builtins.int
+    LOCAL_PORT_FIELD_NUMBER: _builtins.int
+    REMOTE_ADDRESS_FIELD_NUMBER: _builtins.int
+    REMOTE_PORT_FIELD_NUMBER: _builtins.int
+    ICMP_TYPE_FIELD_NUMBER: _builtins.int
+    ICMP_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESUME_STATE_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    OPENING_PACKETS_FIELD_NUMBER: _builtins.int
+    OPENING_BYTES_FIELD_NUMBER: _builtins.int
+    REPLY_PACKETS_FIELD_NUMBER: _builtins.int
+    REPLY_BYTES_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server, as "project/id"."""
+    protocol: _types_pb2.Protocol.ValueType
+    """Protocol. Not PROTOCOL_ANY."""
+    protocol_number: _builtins.int
+    """IANA number, 0 to 255, with PROTOCOL_NUMBER."""
+    opening_direction: _types_pb2.Direction.ValueType
+    """Which way the opening packet went, seen from the server; called the opening direction below, the other one the reply's."""
+    local_address: _builtins.str
+    """The server's address."""
+    local_port: _builtins.int
+    """The server's port; 0 where the protocol has none."""
+    remote_address: _builtins.str
+    """The other side's address."""
+    remote_port: _builtins.int
+    """The other side's port; 0 where the protocol has none."""
+    icmp_type: _builtins.int
+    """Type of the ICMP request that opened it, 0 to 255; unset if it is not ICMP."""
+    icmp_id: _builtins.int
+    """ICMP identifier, 0 to 65535; unset if it is not ICMP."""
+    state: Global___FlowState.ValueType
+    """State."""
+    resume_state: Global___FlowState.ValueType
+    """With FLOW_STATE_REVOKED: the state in which it goes on if it is allowed again. FLOW_STATE_UNSPECIFIED otherwise."""
+    answered: _builtins.bool
+    """Whether the other end took part: for TCP a complete handshake, else a packet of the reply's direction."""
+    revoked: _builtins.bool
+    """Whether it is denied now: the same as FLOW_STATE_REVOKED."""
+    rule_id: _builtins.str
+    """The rule that last allowed it."""
+    group_id: _builtins.str
+    """The group of that rule."""
+    opening_packets: _builtins.int
+    """Packets allowed in the opening direction."""
+    opening_bytes: _builtins.int
+    """Bytes of those packets, IP headers included."""
+    reply_packets: _builtins.int
+    """Packets allowed in the reply's direction."""
+    reply_bytes: _builtins.int
+    """Bytes of those packets, IP headers included."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long ago it was opened."""
+
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """How long ago a packet of it was last allowed."""
+
+    @_builtins.property
+    def remaining(self) -> _duration_pb2.Duration:
+        """After which time without a packet it is over. Never negative."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        protocol: _types_pb2.Protocol.ValueType = ...,
+        protocol_number: _builtins.int | None = ...,
+        opening_direction: _types_pb2.Direction.ValueType = ...,
+        local_address: _builtins.str = ...,
+        local_port: _builtins.int = ...,
+        remote_address: _builtins.str = ...,
+        remote_port: _builtins.int = ...,
+        icmp_type: _builtins.int | None = ...,
+        icmp_id: _builtins.int | None = ...,
+        state: Global___FlowState.ValueType = ...,
+        resume_state: Global___FlowState.ValueType = ...,
+        answered: _builtins.bool = ...,
+        revoked: _builtins.bool = ...,
+        rule_id: _builtins.str = ...,
+        group_id: _builtins.str = ...,
+        opening_packets: _builtins.int = ...,
+        opening_bytes: _builtins.int = ...,
+        reply_packets: _builtins.int = ...,
+        reply_bytes: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+        idle: _duration_pb2.Duration | None = ...,
+        remaining: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_icmp_id", b"_icmp_id", "_icmp_type", b"_icmp_type", "_protocol_number", b"_protocol_number", "age", b"age", "icmp_id", b"icmp_id", "icmp_type", b"icmp_type", "idle", b"idle", "protocol_number", b"protocol_number", "remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_icmp_id", b"_icmp_id", "_icmp_type", b"_icmp_type", "_protocol_number", b"_protocol_number", "age", b"age", "answered", b"answered", "group_id", b"group_id", "icmp_id", b"icmp_id", "icmp_type", b"icmp_type", "idle", b"idle", "local_address", b"local_address", "local_port", b"local_port", "opening_bytes", b"opening_bytes", "opening_direction", b"opening_direction", "opening_packets", b"opening_packets", "protocol", b"protocol", "protocol_number", b"protocol_number", "remaining", b"remaining", "remote_address", b"remote_address", "remote_port", b"remote_port", "reply_bytes", b"reply_bytes", "reply_packets", b"reply_packets", "resume_state", b"resume_state", "revoked", b"revoked", "rule_id", b"rule_id", "server", b"server", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__icmp_id: _TypeAlias = _typing.Literal["icmp_id"]  # noqa: Y015
+    _WhichOneofArgType__icmp_id: _TypeAlias = _typing.Literal["_icmp_id", b"_icmp_id"]  # noqa: Y015
+    _WhichOneofReturnType__icmp_type: _TypeAlias = _typing.Literal["icmp_type"]  # noqa: Y015
+    _WhichOneofArgType__icmp_type: _TypeAlias = _typing.Literal["_icmp_type", b"_icmp_type"]  # noqa: Y015
+    _WhichOneofReturnType__protocol_number: _TypeAlias = _typing.Literal["protocol_number"]  # noqa: Y015
+    _WhichOneofArgType__protocol_number: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__icmp_id) -> _WhichOneofReturnType__icmp_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__icmp_type) -> _WhichOneofReturnType__icmp_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__protocol_number) -> _WhichOneofReturnType__protocol_number | None: ...
+
+Global___Flow: _TypeAlias = Flow  # noqa: Y015
+
+@_typing.final
+class WatchVerdictsRequest(_message.Message):
+    """Asks for verdicts. Fields that are given must all fit; one of several values of a field is enough, at most 32 a field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    SOURCE_CIDRS_FIELD_NUMBER: _builtins.int
+    DESTINATION_CIDRS_FIELD_NUMBER: _builtins.int
+    EITHER_CIDRS_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PROTOCOL_NUMBER_FIELD_NUMBER: _builtins.int
+    RULE_IDS_FIELD_NUMBER: _builtins.int
+    ONE_IN_FIELD_NUMBER: _builtins.int
+    BUFFER_EVENTS_FIELD_NUMBER: _builtins.int
+    protocol: _types_pb2.Protocol.ValueType
+    """Protocol. PROTOCOL_UNSPECIFIED and PROTOCOL_ANY mean all."""
+    protocol_number: _builtins.int
+    """IANA number, 0 to 255. Given exactly when protocol is PROTOCOL_NUMBER."""
+    one_in: _builtins.int
+    """Take the first and then one in so many of the denials, or of all verdicts if one that allows is wanted, before any other field
+    is looked at: 1 to 1000000. 0 means 1, all.
+    """
+    buffer_events: _builtins.int
+    """How many verdicts may wait for the caller, 1 to 65536. 0 means 4096."""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.Action.ValueType]:
+        """Verdicts to tell. Empty means those of reasons, and denials if there are none either. Not ACTION_UNSPECIFIED."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.Reason.ValueType]:
+        """Reasons to tell, each of an action that is told. Empty means all. Not REASON_UNSPECIFIED."""
+
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Servers, as "project/id". Empty means all."""
+
+    @_builtins.property
+    def source_cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prefixes or addresses that the packet comes from. Empty means anywhere."""
+
+    @_builtins.property
+    def destination_cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prefixes or addresses that the packet goes to. Empty means anywhere."""
+
+    @_builtins.property
+    def either_cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prefixes or addresses that the packet comes from or goes to. Empty means any."""
+
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ports, 1 to 65535, of the source or the destination. Empty means all."""
+
+    @_builtins.property
+    def rule_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of rules that decided, or how they begin, at most 128 characters each. Empty means all, with a rule or without."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[_types_pb2.Action.ValueType] | None = ...,
+        reasons: _abc.Iterable[_types_pb2.Reason.ValueType] | None = ...,
+        servers: _abc.Iterable[_builtins.str] | None = ...,
+        source_cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        destination_cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        either_cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        ports: _abc.Iterable[_builtins.int] | None = ...,
+        protocol: _types_pb2.Protocol.ValueType = ...,
+        protocol_number: _builtins.int | None = ...,
+        rule_ids: _abc.Iterable[_builtins.str] | None = ...,
+        one_in: _builtins.int = ...,
+        buffer_events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number", "protocol_number", b"protocol_number"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number", "actions", b"actions", "buffer_events", b"buffer_events", "destination_cidrs", b"destination_cidrs", "either_cidrs", b"either_cidrs", "one_in", b"one_in", "ports", b"ports", "protocol", b"protocol", "protocol_number", b"protocol_number", "reasons", b"reasons", "rule_ids", b"rule_ids", "servers", b"servers", "source_cidrs", b"source_cidrs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__protocol_number: _TypeAlias = _typing.Literal["protocol_number"]  # noqa: Y015
+    _WhichOneofArgType__protocol_number: _TypeAlias = _typing.Literal["_protocol_number", b"_protocol_number"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__protocol_number) -> _WhichOneofReturnType__protocol_number | None: ...
+
+Global___WatchVerdictsRequest: _TypeAlias = WatchVerdictsRequest  # noqa: Y015
+
+@_typing.final
+class WatchVerdictsResponse(_message.Message):
+    """Some verdicts, at most 256. The first answer has none: it says that the watch has begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    dropped: _builtins.int
+    """How many of the verdicts that one_in takes were dropped for want of room since the watch began, wanted by the other fields or
+    not.
+    """
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictEvent]:
+        """In the order in which they were given."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___VerdictEvent] | None = ...,
+        dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchVerdictsResponse: _TypeAlias = WatchVerdictsResponse  # noqa: Y015
+
+@_typing.final
+class VerdictEvent(_message.Message):
+    """A verdict that was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    PACKET_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RULE_ID_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    action: _types_pb2.Action.ValueType
+    """What became of it."""
+    reason: _types_pb2.Reason.ValueType
+    """Why."""
+    rule_id: _builtins.str
+    """The rule that decided; empty if none did."""
+    opened: _builtins.bool
+    """Whether the packet opened a flow."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the clock of the agent's machine."""
+
+    @_builtins.property
+    def packet(self) -> Global___Packet:
+        """The packet."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        packet: Global___Packet | None = ...,
+        action: _types_pb2.Action.ValueType = ...,
+        reason: _types_pb2.Reason.ValueType = ...,
+        rule_id: _builtins.str = ...,
+        opened: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["packet", b"packet", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "opened", b"opened", "packet", b"packet", "reason", b"reason", "rule_id", b"rule_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerdictEvent: _TypeAlias = VerdictEvent  # noqa: Y015

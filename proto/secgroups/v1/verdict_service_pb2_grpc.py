@@ -55,6 +55,16 @@ class VerdictServiceStub:
                 request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.ListFlows = channel.unary_stream(
+                '/secgroups.v1.VerdictService/ListFlows',
+                request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsRequest.SerializeToString,
+                response_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsResponse.FromString,
+                _registered_method=True)
+        self.WatchVerdicts = channel.unary_stream(
+                '/secgroups.v1.VerdictService/WatchVerdicts',
+                request_serializer=secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsRequest.SerializeToString,
+                response_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsResponse.FromString,
+                _registered_method=True)
 
 
 class VerdictServiceServicer:
@@ -90,6 +100,22 @@ class VerdictServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFlows(self, request, context):
+        """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
+        reached, one that is opened after the call began may be missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchVerdicts(self, request, context):
+        """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
+        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VerdictServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +138,16 @@ def add_VerdictServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.GetStatsRequest.FromString,
                     response_serializer=secgroups_dot_v1_dot_verdict__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'ListFlows': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListFlows,
+                    request_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsRequest.FromString,
+                    response_serializer=secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsResponse.SerializeToString,
+            ),
+            'WatchVerdicts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchVerdicts,
+                    request_deserializer=secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsRequest.FromString,
+                    response_serializer=secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +259,60 @@ class VerdictService:
             '/secgroups.v1.VerdictService/GetStats',
             secgroups_dot_v1_dot_verdict__service__pb2.GetStatsRequest.SerializeToString,
             secgroups_dot_v1_dot_verdict__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFlows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/secgroups.v1.VerdictService/ListFlows',
+            secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsRequest.SerializeToString,
+            secgroups_dot_v1_dot_verdict__service__pb2.ListFlowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchVerdicts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/secgroups.v1.VerdictService/WatchVerdicts',
+            secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsRequest.SerializeToString,
+            secgroups_dot_v1_dot_verdict__service__pb2.WatchVerdictsResponse.FromString,
             options,
             channel_credentials,
             insecure,

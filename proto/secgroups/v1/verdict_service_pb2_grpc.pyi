@@ -43,6 +43,14 @@ class VerdictServiceStub:
     """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]
     """Answers the agent's figures."""
+    ListFlows: _grpc.UnaryStreamMultiCallable[_verdict_service_pb2.ListFlowsRequest, _verdict_service_pb2.ListFlowsResponse]
+    """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
+    reached, one that is opened after the call began may be missing.
+    """
+    WatchVerdicts: _grpc.UnaryStreamMultiCallable[_verdict_service_pb2.WatchVerdictsRequest, _verdict_service_pb2.WatchVerdictsResponse]
+    """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
+    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+    """
 
 @_typing.type_check_only
 class VerdictServiceAsyncStub(VerdictServiceStub):
@@ -59,6 +67,14 @@ class VerdictServiceAsyncStub(VerdictServiceStub):
     """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
     GetStats: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Answers the agent's figures."""
+    ListFlows: _aio.UnaryStreamMultiCallable[_verdict_service_pb2.ListFlowsRequest, _verdict_service_pb2.ListFlowsResponse]  # type: ignore[assignment]
+    """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
+    reached, one that is opened after the call began may be missing.
+    """
+    WatchVerdicts: _aio.UnaryStreamMultiCallable[_verdict_service_pb2.WatchVerdictsRequest, _verdict_service_pb2.WatchVerdictsResponse]  # type: ignore[assignment]
+    """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
+    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+    """
 
 class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
     """Asks an agent what becomes of packets. Served by the agent."""
@@ -96,5 +112,25 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_verdict_service_pb2.GetStatsResponse, _abc.Awaitable[_verdict_service_pb2.GetStatsResponse]]:
         """Answers the agent's figures."""
+
+    @_abc_1.abstractmethod
+    def ListFlows(
+        self,
+        request: _verdict_service_pb2.ListFlowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_verdict_service_pb2.ListFlowsResponse], _abc.AsyncIterator[_verdict_service_pb2.ListFlowsResponse]]:
+        """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
+        reached, one that is opened after the call began may be missing.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchVerdicts(
+        self,
+        request: _verdict_service_pb2.WatchVerdictsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_verdict_service_pb2.WatchVerdictsResponse], _abc.AsyncIterator[_verdict_service_pb2.WatchVerdictsResponse]]:
+        """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
+        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+        """
 
 def add_VerdictServiceServicer_to_server(servicer: VerdictServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

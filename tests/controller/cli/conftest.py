@@ -31,7 +31,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Run sgctl in this process; the environment names no controller and no project."""
-    for name in ("SECGROUPS_CONTROLLER", "SECGROUPS_PROJECT", "SECGROUPS_TIMEOUT", "NO_COLOR"):
+    for name in ("SECGROUPS_CONTROLLER", "SECGROUPS_PROJECT", "SECGROUPS_TIMEOUT", "SECGROUPS_AGENT", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
     def command(*arguments: str, stdin: str = "") -> Done:

@@ -1,30 +1,36 @@
-"""Refusals of values, with the details that clients can read."""
+"""Errors of the agent as gRPC statuses with google.rpc details."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-if TYPE_CHECKING:
-    import grpc
+from secgroups.agent.errors import FilterError, PacketError, TooManyTapsError
 
-    from secgroups.agent.errors import PacketError
+_DOMAIN = "secgroups"
 
 
-async def refuse(error: PacketError, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-    """End the call with INVALID_ARGUMENT that names the field."""
-    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
-    description = str(error).removeprefix(f"{error.field}: ")
-    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
-    for detail in (
-        error_details_pb2.ErrorInfo(reason="INVALID_VALUE", domain="secgroups"),
-        error_details_pb2.BadRequest(field_violations=[violation]),
-    ):
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: PacketError | FilterError | TooManyTapsError) -> NoReturn:
+    """End the call with the status that says ``error``."""
+    code, reason, detail = _told(error)
+    status = status_pb2.Status(code=code, message=str(error))
+    for each in (error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN), detail):
         packed = any_pb2.Any()
-        packed.Pack(detail)
+        packed.Pack(each)
         status.details.append(packed)
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort_with_status came back")
+
+
+def _told(error: PacketError | FilterError | TooManyTapsError) -> tuple[int, str, Message]:
+    if isinstance(error, TooManyTapsError):
+        quota = error_details_pb2.QuotaFailure.Violation(subject="watches", description=str(error))
+        return code_pb2.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", error_details_pb2.QuotaFailure(violations=[quota])
+    description = str(error).removeprefix(f"{error.field}: ")
+    violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=description)
+    return code_pb2.INVALID_ARGUMENT, "INVALID_VALUE", error_details_pb2.BadRequest(field_violations=[violation])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from secgroups.agent.errors import PacketError
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
+from secgroups.agent.services.flows import list_flows
 from secgroups.agent.services.refusals import refuse
+from secgroups.agent.services.watch import Watches
 from secgroups.v1 import types_pb2 as types
 from secgroups.v1 import verdict_service_pb2 as pb
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceServicer
@@ -39,6 +41,11 @@ class Verdicts(VerdictServiceServicer):
         self._replica = replica
         self._subscription = subscription
         self._clock = clock
+        self._watches = Watches(firewall, clock)
+
+    def stop(self) -> None:
+        """End the calls that would go on for ever."""
+        self._watches.stop()
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
@@ -63,7 +70,7 @@ class Verdicts(VerdictServiceServicer):
             try:
                 response = stream.answer(request)
             except PacketError as error:
-                await refuse(error, context)
+                await refuse(context, error)
             yield response
 
     async def Explain(
@@ -102,6 +109,22 @@ class Verdicts(VerdictServiceServicer):
             response.staleness.FromNanoseconds(max(0, now_ns - heard_ns))
         return response
 
+    async def ListFlows(
+        self, request: pb.ListFlowsRequest, context: grpc.aio.ServicerContext[pb.ListFlowsRequest, pb.ListFlowsResponse]
+    ) -> AsyncIterator[pb.ListFlowsResponse]:
+        """Tell the flows of this moment."""
+        async for response in list_flows(self._firewall, self._clock, request, context):
+            yield response
+
+    async def WatchVerdicts(
+        self,
+        request: pb.WatchVerdictsRequest,
+        context: grpc.aio.ServicerContext[pb.WatchVerdictsRequest, pb.WatchVerdictsResponse],
+    ) -> AsyncIterator[pb.WatchVerdictsResponse]:
+        """Tell verdicts as they are given."""
+        async for response in self._watches.watch(request, context):
+            yield response
+
 
 async def _packet(
     message: pb.Packet,
@@ -112,4 +135,4 @@ async def _packet(
     try:
         return packet_of(message)
     except PacketError as error:
-        await refuse(error, context)
+        await refuse(context, error)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.commands.flows import flows
 from secgroups.cli.name_completion import complete_agents
 from secgroups.cli.options import list_options
 from secgroups.cli.output import View, print_list, print_one, print_table
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 @click.group("agent", no_args_is_help=True)
 def command() -> None:
     """The agents, of all projects."""
+
+
+command.add_command(flows)
 
 
 @command.command("list")
