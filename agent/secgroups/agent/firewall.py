@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from secgroups.agent.counters import Stats
@@ -43,6 +43,10 @@ class Engine(Protocol):
     def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]: ...
 
     def explain(self, packet: Packet, now_ns: int) -> Explanation: ...
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int: ...
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]: ...
 
     def stats(self, now_ns: int) -> Stats: ...
 
@@ -126,6 +130,20 @@ class Firewall:
     def explain(self, packet: Packet, now_ns: int) -> Explanation:
         """Return what ``decide`` would answer now, and why. Changes nothing."""
         return self._engine.explain(packet, now_ns)
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int:
+        """Return how many live flows that pass now would not pass any more if ``update`` were applied; changes nothing.
+
+        Flows of servers or addresses that it takes away count, revoked ones do not. Raises ``BaseVersionError``.
+        """
+        return self._engine.count_cut(update, now_ns)
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]:
+        """Count as ``count_cut`` does, but in slices of a few milliseconds: yields the count so far, last the answer.
+
+        Anything may be asked of the firewall in between; what is counted against is the ruleset of the call.
+        """
+        return self._engine.counting_cut(update, now_ns)
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment."""

@@ -18,7 +18,7 @@ tracking (flows), table (room), fragments; and here:
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from secgroups.agent.explanation import explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
 from secgroups.agent.handles import Handles
 from secgroups.agent.judgement import Judgement, judge
+from secgroups.agent.preview import counting_cut, prospect
 from secgroups.agent.records import (
     RECORD_BYTES,
     VERDICT,
@@ -161,6 +162,19 @@ class ReferenceEngine:
         judgement = self._judged(packet, now_ns)
         guarded = self._table.guarded.get(packet.server) if packet.server in self._ruleset.servers else None
         return explained(packet, judgement, self._ruleset, guarded.ruleset if guarded else None)
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int:
+        """Return how many live flows would be cut if ``update`` were applied now; changes nothing. Raises ``BaseVersionError``."""
+        *_, found = self.counting_cut(update, now_ns)
+        return found
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]:
+        """Count as ``count_cut`` does in slices of bounded work: yields the count so far, last the answer.
+
+        ``apply`` and ``decide`` may be called in between. Raises ``BaseVersionError`` at once.
+        """
+        cut = prospect(self._ruleset, update)
+        return counting_cut(cut, self._table.live_of(cut.servers, now_ns))
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""
