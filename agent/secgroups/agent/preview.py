@@ -19,33 +19,70 @@ from secgroups.agent.tracking import Flow
 
 # Rules that are checked between two breaths of whoever counts: two or three milliseconds in plain Python.
 CHECKS_PER_SLICE = 2_000
+# Kinds of opening (all of it but the remote) for which one server's rules are remembered.
+KINDS_MAX = 4_096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fate:
-    """What holds for one server now and what would; ``after`` is None if it would be gone. ``rules`` are those after, by id."""
+    """What holds for one server now and what would; ``then`` is None if it would be gone. ``checks`` counts rules looked at."""
 
-    before: EffectiveRuleset
-    after: EffectiveRuleset | None
-    rules: Mapping[str, EffectiveRule]
-    rule_count: int
-
-    def keeps(self, flow: Flow) -> bool:
-        """Whether the rule that last allowed ``flow`` would do so still: one check, and true of nearly all flows."""
-        rule = self.rules.get(flow.rule_id)
-        return rule is not None and self._has_address(flow) and rule.allows(flow.opening)
+    def __init__(self, now: EffectiveRuleset, then: EffectiveRuleset | None) -> None:
+        self.checks = 0
+        self._addresses = then.addresses if then else frozenset()
+        self._now = _Allowing(now)
+        self._then = _Allowing(then) if then else None
 
     def cuts(self, flow: Flow) -> bool:
-        """Whether ``flow``, which is not revoked, is allowed now and would not be. Takes up to ``rule_count`` checks."""
-        kept = self.after is not None and self._has_address(flow) and _allows(self.after, flow.opening)
-        return not kept and _allows(self.before, flow.opening)
+        """Whether ``flow``, which is live, is allowed now and would not be."""
+        if flow.revoked:
+            return False
+        kept = self._then is not None and flow.key.local in self._addresses and self._allows(self._then, flow)
+        return not kept and self._allows(self._now, flow)
 
-    def _has_address(self, flow: Flow) -> bool:
-        return self.after is not None and flow.key.local in self.after.addresses
+    def _allows(self, rules: _Allowing, flow: Flow) -> bool:
+        allowed, checks = rules.judge(flow)
+        self.checks += checks
+        return allowed
 
 
-def _allows(ruleset: EffectiveRuleset, opening: Opening) -> bool:
-    return any(rule.allows(opening) for rule in ruleset.rules())
+class _Allowing:
+    """Tells of many flows whether a ruleset allows them.
+
+    The rule that last allowed a flow is asked first: it answers for nearly all. For the others it is remembered which rules come
+    into question for all openings that differ in the remote only, of which a server has many.
+    """
+
+    def __init__(self, ruleset: EffectiveRuleset) -> None:
+        self._ruleset = ruleset
+        self._rules: dict[str, EffectiveRule] = {}
+        self._by_kind: dict[tuple[int, ...], tuple[EffectiveRule, ...]] = {}
+
+    def judge(self, flow: Flow) -> tuple[bool, int]:
+        """Return whether ``flow`` is allowed, and how many rules were looked at."""
+        checks = 1
+        if not self._rules:
+            # Not before there is a flow: most servers of a large group have none.
+            self._rules = {rule.rule.id: rule for rule in self._ruleset.rules()}
+            checks += len(self._rules)
+        rule = self._rules.get(flow.rule_id)
+        if rule is not None and rule.allows(flow.opening):
+            return True, checks
+        candidates, more_checks = self._candidates(flow.opening)
+        return any(rule.allows(flow.opening) for rule in candidates), checks + more_checks + len(candidates)
+
+    def _candidates(self, opening: Opening) -> tuple[tuple[EffectiveRule, ...], int]:
+        kind = (opening.direction, opening.protocol, opening.port, opening.icmp_type, opening.icmp_code)
+        found = self._by_kind.get(kind)
+        if found is not None:
+            return found, 0
+        found = tuple(
+            rule
+            for rule in self._rules.values()
+            if rule.rule.direction is opening.direction and all(failed == "remote" for failed in rule.failures(opening))
+        )
+        if len(self._by_kind) < KINDS_MAX:
+            self._by_kind[kind] = found
+        return found, len(self._rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +123,7 @@ def prospect(ruleset: Ruleset, update: RulesetUpdate) -> Prospect:
         now = effective_ruleset(ruleset.servers[server], groups_now)
         then = effective_ruleset(binding, groups_then) if binding else None
         if now != then:
-            fates[server] = _fate(now, then)
+            fates[server] = Fate(now, then)
     return Prospect(fates=fates)
 
 
@@ -103,11 +140,6 @@ def _effective(ruleset: Ruleset, group_ids: Iterable[str], previous: Mapping[str
     return effective_groups(Ruleset(sets=ruleset.sets, groups=held), previous)
 
 
-def _fate(now: EffectiveRuleset, then: EffectiveRuleset | None) -> Fate:
-    rules = {rule.rule.id: rule for rule in then.rules()} if then else {}
-    return Fate(before=now, after=then, rules=rules, rule_count=len(rules) + sum(1 for _ in now.rules()))
-
-
 def counting_cut(cut: Prospect, flows: Iterable[Flow]) -> Iterator[int]:
     """Yield how many of ``flows`` were found cut so far, after each slice of work; the last one is the answer.
 
@@ -117,10 +149,9 @@ def counting_cut(cut: Prospect, flows: Iterable[Flow]) -> Iterator[int]:
     found = checks = 0
     for flow in flows:
         fate = cut.fates[flow.key.server]
-        checks += 1
-        if not flow.revoked and not fate.keeps(flow):
-            checks += fate.rule_count
-            found += fate.cuts(flow)
+        checks_before = fate.checks
+        found += fate.cuts(flow)
+        checks += 1 + fate.checks - checks_before
         if checks >= CHECKS_PER_SLICE:
             checks = 0
             yield found

@@ -52,7 +52,7 @@ class PreviewAnswers:
         result = await self._counted(request)
         try:
             await say(pb.SubscribeRequest(preview_result=result))
-        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (TimeoutError, grpc.aio.AioRpcError):
             # Whoever reads the stream finds out why.
             return
 
