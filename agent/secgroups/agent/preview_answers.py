@@ -17,7 +17,7 @@ PREVIEWS_MAX = 8
 TIMEOUT_DEFAULT_S = 1.0
 TIMEOUT_MAX_S = 60.0
 
-Say = Callable[[pb.SubscribeRequest], Awaitable[None]]
+Say = Callable[[pb.SubscribeRequest], Awaitable[object]]
 
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -34,7 +34,7 @@ class PreviewAnswers:
         self._counting: set[asyncio.Task[None]] = set()
 
     async def take(self, request: pb.PreviewRequest, say: Say) -> None:
-        """Begin to count; ``say`` is called with the answer, now if the preview is refused."""
+        """Begin to count; ``say``, which raises nothing, is called with the answer, now if the preview is refused."""
         if len(self._counting) >= PREVIEWS_MAX:
             refused = _uncounted(request.id, _RESOURCE_EXHAUSTED, f"{PREVIEWS_MAX} previews are being counted, the most allowed")
             await say(pb.SubscribeRequest(preview_result=refused))
@@ -49,12 +49,7 @@ class PreviewAnswers:
             task.cancel()
 
     async def _answer(self, request: pb.PreviewRequest, say: Say) -> None:
-        result = await self._counted(request)
-        try:
-            await say(pb.SubscribeRequest(preview_result=result))
-        except (TimeoutError, grpc.aio.AioRpcError):
-            # Whoever reads the stream finds out why.
-            return
+        await say(pb.SubscribeRequest(preview_result=await self._counted(request)))
 
     async def _counted(self, request: pb.PreviewRequest) -> pb.PreviewResult:
         timeout_s = min(request.timeout.ToNanoseconds() / 1e9, TIMEOUT_MAX_S)

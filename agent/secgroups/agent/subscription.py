@@ -188,7 +188,7 @@ class Subscription:
                 self._replica.bookmark(message.bookmark)
                 await self._say(call, pb.SubscribeRequest(ack=pb.Ack(applied_revision=self._replica.revision)))
             case "preview_request":
-                await self._previews.take(message.preview_request, partial(self._say, call))
+                await self._previews.take(message.preview_request, partial(self._mention, call))
             case "go_away":
                 raise _gone_away(message.go_away)
             case "welcome":
@@ -241,10 +241,7 @@ class Subscription:
             denies = sum(count for reason, count in stats.verdicts.items() if reason.action is Action.DENY)
             verdicts = {f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()}
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
-            try:
-                await self._say(call, pb.SubscribeRequest(report=report))
-            except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
-                # Whoever reads the stream finds out why.
+            if not await self._mention(call, pb.SubscribeRequest(report=report)):
                 return
 
     async def _next(self, call: Call) -> pb.SubscribeResponse:
@@ -254,6 +251,14 @@ class Subscription:
             raise _EndedError(f"it ended the stream: {(await call.code()).name} {await call.details()}".strip())
         self.last_heard_ns = self._clock()
         return message
+
+    async def _mention(self, call: Call, message: pb.SubscribeRequest) -> bool:
+        """Say what the stream does not depend on; return whether that went. If not, whoever reads the stream finds out why."""
+        try:
+            await self._say(call, message)
+        except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
+            return False
+        return True
 
     async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
         async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:
