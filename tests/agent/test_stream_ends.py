@@ -147,3 +147,47 @@ async def test_what_is_in_force_is_saved_though_it_could_not_be_acknowledged():
         in_force = [agent.firewall.ruleset.revision for agent in agents]
         assert any(in_force)
         assert [agent.noted[-1] if agent.noted else 0 for agent in agents] == in_force
+
+
+def strange_message() -> pb.SubscribeResponse:
+    """Return something that only a newer controller says: field 99 of the oneof."""
+    return pb.SubscribeResponse.FromString(b"\x9a\x06\x00")
+
+
+@pytest.mark.parametrize("aborts", [False, True])
+async def test_previews_and_what_it_does_not_know_never_end_the_agent(aborts):
+    chance = random.Random(3)
+
+    async def talk(context, number):
+        for message in snapshot(number):
+            yield message
+        for preview_id in range(1, chance.randrange(2, 60)):
+            yield strange_message()
+            update = pb.Update(groups=[pb.GroupRules(group_id="g", version=number + 1)])
+            yield pb.SubscribeResponse(preview_request=pb.PreviewRequest(id=preview_id, update=update))
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.random() / 500)
+        if aborts:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    controller = Controller(talk, STREAMS)
+    async with subscribed(controller) as agents:
+        await until_enough(controller, agents)
+        assert all(agent.firewall.ruleset.groups["g"].version == agent.firewall.ruleset.revision for agent in agents)
+
+
+async def test_many_previews_to_a_controller_that_does_not_listen_end_the_stream_and_not_the_agent():
+    async def talk(context, number):
+        for message in snapshot(number):
+            yield message
+        preview_id = 0
+        while True:
+            preview_id += 1
+            # Refused for a reason that is long: answers fill what may be written to somebody who does not read.
+            update = pb.Update(groups=[pb.GroupRules(group_id="g", rules=[pb.PolicyRule(id="r" * 4_000)])])
+            yield pb.SubscribeResponse(preview_request=pb.PreviewRequest(id=preview_id, update=update))
+            await asyncio.sleep(0.0005)
+
+    controller = Controller(talk, 2 * AGENTS)
+    async with subscribed(controller, ("grpc.http2.lookahead_bytes", WINDOW_BYTES), ("grpc.http2.bdp_probe", 0)) as agents:
+        await until_enough(controller, agents)

@@ -14,7 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.flow import ICMP, TCP, UDP, Address, Direction
-from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Network, Rule, Ruleset, ServerBinding
+from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import types_pb2 as types
 
@@ -60,6 +60,21 @@ def address_set_patch(message: pb.AddressSetPatch) -> AddressSetPatch:
         version=message.version,
         added=unpack(message.added_ipv4, message.added_ipv6),
         removed=unpack(message.removed_ipv4, message.removed_ipv6),
+    )
+
+
+def ruleset_update(message: pb.Update) -> RulesetUpdate:
+    """Return an update that is one whole step. UnenforceableError if something in it can't be enforced."""
+    _refuse_unknown(message)
+    return RulesetUpdate(
+        revision=message.revision,
+        sets=tuple(map(address_set, message.sets)),
+        set_patches=tuple(map(address_set_patch, message.set_patches)),
+        groups=tuple(map(group_rules, message.groups)),
+        servers=tuple(map(server_binding, message.servers)),
+        removed_servers=tuple(message.removed_servers),
+        removed_groups=tuple(message.removed_groups),
+        removed_sets=tuple(message.removed_sets),
     )
 
 

@@ -57,6 +57,10 @@ class Engine(Protocol):
 
     def watch(self, settings: TapSettings) -> Tap: ...
 
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int: ...
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]: ...
+
     def stats(self, now_ns: int) -> Stats: ...
 
 
@@ -156,6 +160,20 @@ class Firewall:
         is of no more use. Raises ``TooManyTapsError``, and ``ValueError`` for what ``TapSettings`` refuses.
         """
         return self._engine.watch(TapSettings(events_max=events_max, one_in=one_in, allowed=allowed))
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int:
+        """Return how many live flows that pass now would not pass any more if ``update`` were applied; changes nothing.
+
+        Flows of servers or addresses that it takes away count, revoked ones do not. Raises ``BaseVersionError``.
+        """
+        return self._engine.count_cut(update, now_ns)
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]:
+        """Count as ``count_cut`` does, but in slices of a few milliseconds: yields the count so far, last the answer.
+
+        Anything may be asked of the firewall in between; what is counted against is the ruleset of the call.
+        """
+        return self._engine.counting_cut(update, now_ns)
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment."""

@@ -30,6 +30,7 @@ from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
 from secgroups.agent.flow_filter import FlowFilter, state_name
 from secgroups.agent.handles import Handles
 from secgroups.agent.judgement import Judgement, judge
+from secgroups.agent.preview import counting_cut, prospect
 from secgroups.agent.records import (
     RECORD_BYTES,
     VERDICT,
@@ -183,6 +184,19 @@ class ReferenceEngine:
     def watch(self, settings: TapSettings) -> ReferenceTap:
         """Return a tap that takes the verdicts given from now on. Raises ``TooManyTapsError``."""
         return self._taps.open(settings)
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int:
+        """Return how many live flows would be cut if ``update`` were applied now; changes nothing. Raises ``BaseVersionError``."""
+        *_, found = self.counting_cut(update, now_ns)
+        return found
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]:
+        """Count as ``count_cut`` does in slices of bounded work: yields the count so far, last the answer.
+
+        ``apply`` and ``decide`` may be called in between. Raises ``BaseVersionError`` at once.
+        """
+        cut = prospect(self._ruleset, update)
+        return counting_cut(cut, self._table.live_of(cut.servers, now_ns))
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""

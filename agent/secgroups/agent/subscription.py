@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -19,6 +20,7 @@ from secgroups.agent.backoff import Backoff
 from secgroups.agent.errors import BaseVersionError, StreamError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
+from secgroups.agent.preview_answers import PreviewAnswers
 from secgroups.agent.replica import UNIMPLEMENTED, Applied, Replica
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -86,6 +88,7 @@ class Subscription:
         self._clock = clock
         self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
         self._writing = asyncio.Lock()
+        self._previews = PreviewAnswers(firewall, clock)
 
     async def run(self) -> None:
         """Stay subscribed until cancelled. The first attempt is made at once."""
@@ -136,6 +139,7 @@ class Subscription:
                 await self._handle(call, await self._next(call))
         finally:
             reports.cancel()
+            self._previews.close()
             call.cancel()
 
     def _hello(self) -> pb.Hello:
@@ -183,6 +187,8 @@ class Subscription:
             case "bookmark":
                 self._replica.bookmark(message.bookmark)
                 await self._say(call, pb.SubscribeRequest(ack=pb.Ack(applied_revision=self._replica.revision)))
+            case "preview_request":
+                await self._previews.take(message.preview_request, partial(self._mention, call))
             case "go_away":
                 raise _gone_away(message.go_away)
             case "welcome":
@@ -236,10 +242,7 @@ class Subscription:
             denies = sum(count for reason, count in stats.verdicts.items() if reason.action is Action.DENY)
             verdicts = {f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()}
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
-            try:
-                await self._say(call, pb.SubscribeRequest(report=report))
-            except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
-                # Whoever reads the stream finds out why.
+            if not await self._mention(call, pb.SubscribeRequest(report=report)):
                 return
 
     async def _next(self, call: Call) -> pb.SubscribeResponse:
@@ -249,6 +252,14 @@ class Subscription:
             raise _EndedError(f"it ended the stream: {(await call.code()).name} {await call.details()}".strip())
         self.last_heard_ns = self._clock()
         return message
+
+    async def _mention(self, call: Call, message: pb.SubscribeRequest) -> bool:
+        """Say what the stream does not depend on; return whether that went. If not, whoever reads the stream finds out why."""
+        try:
+            await self._say(call, message)
+        except (TimeoutError, grpc.aio.AioRpcError, _EndedError):
+            return False
+        return True
 
     async def _say(self, call: Call, message: pb.SubscribeRequest) -> None:
         async with asyncio.timeout(HEARTBEATS_MAX * self._heartbeat_s), self._writing:

@@ -18,7 +18,7 @@ Where the contract is silent:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from secgroups.agent.effective import EffectiveRuleset
@@ -123,6 +123,12 @@ class FlowTable:
                 flow = self.find(key, now_ns)
                 if flow is not None:
                     yield flow
+
+    def live_of(self, servers: Iterable[str], now_ns: int) -> Iterator[Flow]:
+        """Yield the flows of ``servers`` that are not over. The table may change meanwhile: each server's are those of its turn."""
+        for server in servers:
+            share = self._shares.get(server)
+            yield from (flow for flow in tuple(share.flows.values() if share else ()) if not flow.is_over(now_ns))
 
     def find(self, key: FlowKey, now_ns: int) -> Flow | None:
         """Return the live flow with ``key``."""

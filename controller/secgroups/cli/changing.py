@@ -78,6 +78,21 @@ def preview_lines(preview: pb.Preview, names: Mapping[str, str]) -> Iterator[str
     for sign, rules in (("+", preview.rules_gained), ("-", preview.rules_lost)):
         for rule in rules:
             yield f"  {sign} {draft_of(rule.spec, names).text}  ({names.get(rule.group_id, rule.group_id)}, {rule.id})"
+    if preview.HasField("flows_cut"):
+        yield from _cut_lines(preview.flows_cut)
+
+
+def _cut_lines(cut: pb.FlowsCut) -> Iterator[str]:
+    """Yield how many live flows would be cut, and on which agents that is not known."""
+    if cut.agents_counted or not cut.uncounted_count:
+        flows = _counted(cut.flows, "live flow", ()) if cut.flows else "no live flow"
+        yield f"would cut {flows}" + (f" on {_counted(cut.agents_counted, 'agent', ())}" if cut.agents_counted else "")
+    else:
+        yield "would cut an unknown number of live flows"
+    for agent in cut.uncounted[:NAMES_SHOWN_MAX]:
+        yield f"  not counted on {agent.agent_id}: {agent.reason}"
+    if cut.uncounted_count > NAMES_SHOWN_MAX:
+        yield f"  not counted on {cut.uncounted_count - NAMES_SHOWN_MAX} more agents"
 
 
 def _counted(count: int, noun: str, names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from secgroups.controller.chunks import CHUNK_BYTES_MAX, Piece, cut, in_order
 from secgroups.controller.digest import HeldVersions
 from secgroups.controller.errors import InvalidError
+from secgroups.controller.questions import Questions
 from secgroups.controller.stream_messages import (
     Ack,
     AddressSetPatch,
@@ -24,6 +25,7 @@ from secgroups.controller.stream_messages import (
     Kind,
     ObjectKey,
     Outbound,
+    PreviewRequest,
     Rejected,
     SyncMode,
     SyncPoint,
@@ -107,6 +109,7 @@ class AgentChannel:
         self._verified_nonce = 0
         self._ending: GoAway | None = None
         self.ended = False
+        self.questions = Questions(wake)
 
     @property
     def agent_id(self) -> str:
@@ -161,7 +164,9 @@ class AgentChannel:
     @property
     def has_news(self) -> bool:
         """Whether ``next_messages`` has something to say now."""
-        return self._ending is not None or not self._welcomed or bool(self._dirty and self._window_is_open)
+        if self._ending is not None or not self._welcomed:
+            return True
+        return self.questions.has_unsent or bool(self._dirty and self._window_is_open)
 
     def next_messages(self, now_us: int, clock_us: int | None = None) -> list[Outbound]:
         """Return what is to be sent now, in order; empty if there is nothing or the window is full.
@@ -175,9 +180,9 @@ class AgentChannel:
             return [self._ending]
         if not self._welcomed:
             return self._opening(clock_us)
-        if not self._dirty or not self._window_is_open:
-            return []
-        return self._step(now_us, clock_us)
+        messages = self._step(now_us, clock_us) if self._dirty and self._window_is_open else []
+        # After the updates: an agent counts on top of what it was sent.
+        return messages + self._asked()
 
     def heartbeat(self, clock_us: int) -> list[Outbound]:
         """Return what is said each heartbeat: that nothing is new, and after updates what the agent must hold by now."""
@@ -254,6 +259,17 @@ class AgentChannel:
         step = _Step(nonce=0, messages=0, size_bytes=0, since_revision=since_revision, revision=revision, sent_us=clock_us)
         self._in_flight.append(step)
         return step
+
+    def _asked(self) -> list[Outbound]:
+        """The questions that were not sent yet, made for what this agent holds."""
+        asked: list[Outbound] = []
+        for question in self.questions.take_unsent():
+            update = question.prospect.find_update(self.agent_id, self._held)
+            if update is None:
+                self.questions.fail(question.id, "too much to ask in one message")
+            else:
+                asked.append(PreviewRequest(id=question.id, update=update, timeout_s=question.timeout_s))
+        return asked
 
     def _to_send(self, key: ObjectKey) -> Iterable[Piece]:
         """Yield what takes an object from what was sent to what is to be held: nothing, a patch, a removal, the object."""

@@ -34,7 +34,7 @@ from secgroups.controller.model import (
     parse_cidr,
     parse_server_address,
 )
-from secgroups.controller.preview import Preview
+from secgroups.controller.preview import FlowsCut, Preview
 from secgroups.v1 import types_pb2 as pb
 
 REQUEST_ID_CHARACTERS_MAX = 128
@@ -341,11 +341,24 @@ def server_message(server: Server) -> pb.Server:
 
 def preview_message(preview: Preview) -> pb.Preview:
     """Return what a change would do."""
-    return pb.Preview(
+    message = pb.Preview(
         server_ids=preview.server_ids[:PREVIEW_IDS_MAX],
         server_count=len(preview.server_ids),
         agent_ids=preview.agent_ids[:PREVIEW_IDS_MAX],
         agent_count=len(preview.agent_ids),
         rules_gained=[rule_message(rule) for rule in preview.rules_gained],
         rules_lost=[rule_message(rule) for rule in preview.rules_lost],
+    )
+    if preview.flows_cut is not None:
+        message.flows_cut.CopyFrom(_flows_cut_message(preview.flows_cut))
+    return message
+
+
+def _flows_cut_message(cut: FlowsCut) -> pb.FlowsCut:
+    uncounted = sorted(cut.uncounted.items())
+    return pb.FlowsCut(
+        flows=cut.flows,
+        agents_counted=cut.agents_counted,
+        uncounted=[pb.UncountedAgent(agent_id=agent_id, reason=reason) for agent_id, reason in uncounted[:PREVIEW_IDS_MAX]],
+        uncounted_count=len(uncounted),
     )

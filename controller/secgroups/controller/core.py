@@ -14,14 +14,16 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import structlog
 
+from secgroups.controller.cut_count import PREVIEW_TIMEOUT_S, count_cut
 from secgroups.controller.errors import StoreFileError, StoreUnavailableError
 from secgroups.controller.model import Change
 from secgroups.controller.preview import Preview, preview
+from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.publisher import Publisher
 from secgroups.controller.state import State
 from secgroups.controller.store.interface import Committed, Pending, RequestKey, Store, Transaction
@@ -38,11 +40,15 @@ WAITING_MAX = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[T]):
-    """What became of a mutation. ``value`` is None exactly when ``replayed`` is the answer of the first time."""
+    """What became of a mutation. ``value`` is None exactly when ``replayed`` is the answer of the first time.
+
+    ``preview`` is that of a mutation which was only tried, ``prospect`` what agents are asked about it if it takes something away.
+    """
 
     value: T | None
     revision: int
     preview: Preview | None = None
+    prospect: Prospect | None = None
     replayed: bytes | None = None
 
 
@@ -60,8 +66,11 @@ class _Waiting:
 class Core:
     """The store with its state and those who listen to it. Made on a running event loop, used from that loop only."""
 
-    def __init__(self, store: Store) -> None:
-        """Read everything from ``store``, which is the core's own from now on. StoreFileError if it can't be read."""
+    def __init__(self, store: Store, *, preview_timeout_s: float = PREVIEW_TIMEOUT_S) -> None:
+        """Read everything from ``store``, which is the core's own from now on. StoreFileError if it can't be read.
+
+        A preview waits for the answers of agents ``preview_timeout_s`` at most.
+        """
         self._store = store
         self._loop = asyncio.get_running_loop()
         self.store_epoch = store.store_epoch
@@ -77,6 +86,7 @@ class Core:
         self._waiting = 0
         self._closed = False
         self._store_failed = False
+        self._preview_timeout_s = preview_timeout_s
         self._writer = threading.Thread(target=self._write, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -98,7 +108,8 @@ class Core:
 
         Raises what the operation raises, and StoreUnavailableError if the store can't be written or too many mutations wait.
         ``encode(value, revision)`` makes the answer that is kept with ``request``. A caller that is cancelled takes nothing back
-        that has begun.
+        that has begun. With ``validate_only`` nothing is committed, and the agents that would lose something are asked how many of
+        their flows that would cut; only this caller waits for them.
         """
         if self._closed:
             raise StoreUnavailableError("the controller is stopping; try again")
@@ -108,7 +119,11 @@ class Core:
         self._waiting += 1
         pending = Pending(operation, validate_only=validate_only, request=request, encode=encode, actor=actor)
         self._queue.put(_Waiting(pending, outcome))
-        return await outcome
+        answer = await outcome
+        if answer.preview is None or answer.prospect is None:
+            return answer
+        cut = await count_cut(self.publisher, answer.prospect, self._preview_timeout_s)
+        return replace(answer, preview=replace(answer.preview, flows_cut=cut))
 
     def _write(self) -> None:
         """Commit what waits, again and again, until told to stop: what came while the disk was busy shares the next commit."""
@@ -164,14 +179,21 @@ class Core:
                 waiting.outcome.set_result(answer)
 
     def _take_over(self, pending: Pending[Any], committed: Committed[Any]) -> Outcome[Any]:
-        shown = None
+        shown = asked = None
         if pending.validate_only:
             # The state is now exactly what the operation saw.
             shown = preview(self.state, committed.changes)
+            asked = Prospect(self.state, committed.changes) if takes_away(committed.changes) else None
         elif committed.changes:
             self.state.apply(committed.changes)
             self._tell(committed.changes)
-        return Outcome(value=committed.value, revision=committed.revision, preview=shown, replayed=committed.replayed)
+        return Outcome(
+            value=committed.value,
+            revision=committed.revision,
+            preview=shown,
+            prospect=asked,
+            replayed=committed.replayed,
+        )
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):

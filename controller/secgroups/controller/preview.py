@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secgroups.controller.model import Change, Rule, Server
@@ -11,13 +11,26 @@ from secgroups.controller.state import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowsCut:
+    """Live flows that would be cut, in total on ``agents_counted`` agents. ``uncounted`` are the others by id, and why."""
+
+    flows: int
+    agents_counted: int
+    uncounted: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """Servers by id and agents that would be touched, ascending, and the rules that some server would gain or lose."""
+    """Servers by id and agents that would be touched, ascending, and the rules that some server would gain or lose.
+
+    ``flows_cut`` is None if nothing is taken away, or the agents were not asked.
+    """
 
     server_ids: tuple[str, ...]
     agent_ids: tuple[str, ...]
     rules_gained: tuple[Rule, ...]
     rules_lost: tuple[Rule, ...]
+    flows_cut: FlowsCut | None = None
 
 
 def preview(state: State, changes: Sequence[Change]) -> Preview:

@@ -247,6 +247,7 @@ class Publisher:
 
     def disconnect(self, channel: AgentChannel) -> None:
         """Note that a stream has ended. Nothing happens if another one has taken its place."""
+        channel.questions.close("it lost its connection")
         record = self._roster.find(channel.agent_id)
         if record is None or record.channel is not channel:
             return
@@ -282,6 +283,17 @@ class Publisher:
             if (Kind.SERVER, move.server) not in hello.held:
                 self._moves.drop_holder(move.server, hello.agent_id)
                 self._interest.displace(hello.agent_id, move.server)
+
+    # Questions.
+
+    def holders_of(self, server_keys: Iterable[str]) -> set[str]:
+        """Return the agents that guard one of these servers, or hold it while it moves to another."""
+        return {agent_id for key in server_keys for agent_id in self._interest.agents_of((Kind.SERVER, key))}
+
+    def find_channel(self, agent_id: str) -> AgentChannel | None:
+        """Return the stream of an agent, None if it has none."""
+        record = self._roster.find(agent_id)
+        return record.channel if record else None
 
     # What is known, and in force.
 

@@ -173,7 +173,16 @@ class GoAway:
     reconnect_after_s: float
 
 
-Outbound = Welcome | Update | SyncPoint | Bookmark | GoAway
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewRequest:
+    """Asks what ``update`` would cut; nobody waits for the answer longer than ``timeout_s``."""
+
+    id: int
+    update: Update
+    timeout_s: float
+
+
+Outbound = Welcome | Update | SyncPoint | Bookmark | GoAway | PreviewRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,3 +228,13 @@ class Report:
     flows: int
     denies: int
     verdicts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewResult:
+    """How many live flows an update would cut, counted at ``revision``; if ``problem`` is not empty they were not counted."""
+
+    id: int
+    flows_cut: int
+    revision: int
+    problem: str = ""

@@ -87,6 +87,7 @@ class SubscribeRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    PREVIEW_RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of a stream, and only that."""
@@ -99,18 +100,23 @@ class SubscribeRequest(_message.Message):
     def report(self) -> Global___Report:
         """Figures, about once a heartbeat."""
 
+    @_builtins.property
+    def preview_result(self) -> Global___PreviewResult:
+        """Answer to a preview_request."""
+
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         ack: Global___Ack | None = ...,
         report: Global___Report | None = ...,
+        preview_result: Global___PreviewResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "message", b"message", "preview_result", b"preview_result", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "hello", b"hello", "message", b"message", "preview_result", b"preview_result", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "report", "preview_result"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -127,6 +133,7 @@ class SubscribeResponse(_message.Message):
     SYNC_POINT_FIELD_NUMBER: _builtins.int
     BOOKMARK_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
+    PREVIEW_REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First message of a stream, and only that."""
@@ -147,6 +154,10 @@ class SubscribeResponse(_message.Message):
     def go_away(self) -> Global___GoAway:
         """The stream ends after this."""
 
+    @_builtins.property
+    def preview_request(self) -> Global___PreviewRequest:
+        """Asks what an update would cut. Not acknowledged; an agent that does not know it leaves it unanswered."""
+
     def __init__(
         self,
         *,
@@ -155,12 +166,13 @@ class SubscribeResponse(_message.Message):
         sync_point: Global___SyncPoint | None = ...,
         bookmark: Global___Bookmark | None = ...,
         go_away: Global___GoAway | None = ...,
+        preview_request: Global___PreviewRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "go_away", b"go_away", "message", b"message", "sync_point", b"sync_point", "update", b"update", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "go_away", b"go_away", "message", b"message", "preview_request", b"preview_request", "sync_point", b"sync_point", "update", b"update", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "go_away", b"go_away", "message", b"message", "sync_point", b"sync_point", "update", b"update", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "go_away", b"go_away", "message", b"message", "preview_request", b"preview_request", "sync_point", b"sync_point", "update", b"update", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "update", "sync_point", "bookmark", "go_away"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "update", "sync_point", "bookmark", "go_away", "preview_request"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -793,6 +805,84 @@ class GoAway(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GoAway: _TypeAlias = GoAway  # noqa: Y015
+
+@_typing.final
+class PreviewRequest(_message.Message):
+    """Asks how many live flows an update would cut on top of all that was sent before it on the stream. Nothing is applied. Answered once,
+    in any order with other answers, or not at all.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Chosen by the controller, unique on the stream, never 0."""
+    @_builtins.property
+    def update(self) -> Global___Update:
+        """The update in question: nonce is 0, more is false, oldest_commit_time is unset. Objects that it refers to and that the agent does
+        not hold are part of it.
+        """
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """After this time nobody waits for the answer any more. Unset or 0: one second; more than a minute counts as a minute."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        update: Global___Update | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "timeout", b"timeout", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRequest: _TypeAlias = PreviewRequest  # noqa: Y015
+
+@_typing.final
+class PreviewResult(_message.Message):
+    """What an update would cut."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FLOWS_CUT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The id of the request."""
+    flows_cut: _builtins.int
+    """How many live flows that the rules in force allow would be denied or dropped, 0 to 2^40. 0 if code is not OK."""
+    revision: _builtins.int
+    """The revision in force when they were counted."""
+    code: _builtins.int
+    """google.rpc.Code. OK: it was counted; RESOURCE_EXHAUSTED: too many previews at one time; DEADLINE_EXCEEDED: not within the timeout;
+    UNIMPLEMENTED: the agent could not enforce the update; FAILED_PRECONDITION: it does not fit what the agent holds.
+    """
+    message: _builtins.str
+    """Why it was not counted, in words. Empty if code is OK."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        flows_cut: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "flows_cut", b"flows_cut", "id", b"id", "message", b"message", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewResult: _TypeAlias = PreviewResult  # noqa: Y015
 
 @_typing.final
 class Agent(_message.Message):

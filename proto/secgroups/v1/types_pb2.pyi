@@ -486,6 +486,7 @@ class Preview(_message.Message):
     AGENT_COUNT_FIELD_NUMBER: _builtins.int
     RULES_GAINED_FIELD_NUMBER: _builtins.int
     RULES_LOST_FIELD_NUMBER: _builtins.int
+    FLOWS_CUT_FIELD_NUMBER: _builtins.int
     server_count: _builtins.int
     """How many such servers there are."""
     agent_count: _builtins.int
@@ -506,6 +507,10 @@ class Preview(_message.Message):
     def rules_lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
         """Rules that some server would lose."""
 
+    @_builtins.property
+    def flows_cut(self) -> Global___FlowsCut:
+        """The live flows that it would cut. Unset if the change takes away no rule, member, server, address or agent."""
+
     def __init__(
         self,
         *,
@@ -515,11 +520,74 @@ class Preview(_message.Message):
         agent_count: _builtins.int = ...,
         rules_gained: _abc.Iterable[Global___Rule] | None = ...,
         rules_lost: _abc.Iterable[Global___Rule] | None = ...,
+        flows_cut: Global___FlowsCut | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flows_cut", b"flows_cut"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_count", b"agent_count", "agent_ids", b"agent_ids", "rules_gained", b"rules_gained", "rules_lost", b"rules_lost", "server_count", b"server_count", "server_ids", b"server_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_count", b"agent_count", "agent_ids", b"agent_ids", "flows_cut", b"flows_cut", "rules_gained", b"rules_gained", "rules_lost", b"rules_lost", "server_count", b"server_count", "server_ids", b"server_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Preview: _TypeAlias = Preview  # noqa: Y015
+
+@_typing.final
+class FlowsCut(_message.Message):
+    """How many live flows a change would cut: connections that pass now and would be denied or dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOWS_FIELD_NUMBER: _builtins.int
+    AGENTS_COUNTED_FIELD_NUMBER: _builtins.int
+    UNCOUNTED_FIELD_NUMBER: _builtins.int
+    UNCOUNTED_COUNT_FIELD_NUMBER: _builtins.int
+    flows: _builtins.int
+    """How many, in total on the agents that counted."""
+    agents_counted: _builtins.int
+    """On how many agents they were counted."""
+    uncounted_count: _builtins.int
+    """How many such agents there are. 0: the total is complete."""
+    @_builtins.property
+    def uncounted(self) -> _containers.RepeatedCompositeFieldContainer[Global___UncountedAgent]:
+        """The agents with something to lose on which they were not counted, at most 1000 of them, in ascending order of id."""
+
+    def __init__(
+        self,
+        *,
+        flows: _builtins.int = ...,
+        agents_counted: _builtins.int = ...,
+        uncounted: _abc.Iterable[Global___UncountedAgent] | None = ...,
+        uncounted_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_counted", b"agents_counted", "flows", b"flows", "uncounted", b"uncounted", "uncounted_count", b"uncounted_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowsCut: _TypeAlias = FlowsCut  # noqa: Y015
+
+@_typing.final
+class UncountedAgent(_message.Message):
+    """An agent on which nothing was counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """Its id."""
+    reason: _builtins.str
+    """Why not, in words, for example "not connected" or "no answer within 1 s"."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UncountedAgent: _TypeAlias = UncountedAgent  # noqa: Y015

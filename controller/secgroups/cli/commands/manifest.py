@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -161,7 +161,7 @@ def _project(settings: Settings, manifest: Manifest) -> str:
     return manifest.project
 
 
-def _union(previews: Iterable[pb.Preview]) -> pb.Preview:
+def _union(previews: Sequence[pb.Preview]) -> pb.Preview:
     """Return what several changes would do together, as far as each alone tells."""
     union = pb.Preview()
     for preview in previews:
@@ -175,4 +175,19 @@ def _union(previews: Iterable[pb.Preview]) -> pb.Preview:
         # Several servers gain or lose the same rule.
         rules_gained={rule.id: rule for rule in union.rules_gained}.values(),
         rules_lost={rule.id: rule for rule in union.rules_lost}.values(),
+        flows_cut=_total([preview.flows_cut for preview in previews if preview.HasField("flows_cut")]),
+    )
+
+
+def _total(cuts: Sequence[pb.FlowsCut]) -> pb.FlowsCut | None:
+    """Return what several changes would cut, None if none of them takes anything away."""
+    if not cuts:
+        return None
+    uncounted = {agent.agent_id: agent for cut in cuts for agent in cut.uncounted}
+    return pb.FlowsCut(
+        flows=sum(cut.flows for cut in cuts),
+        # Which agents these are is not told: at least so many.
+        agents_counted=max(cut.agents_counted for cut in cuts),
+        uncounted=[agent for _, agent in sorted(uncounted.items())],
+        uncounted_count=max(len(uncounted), *(cut.uncounted_count for cut in cuts)),
     )

@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from secgroups.controller.errors import InvalidError
-from secgroups.controller.services.stream_wire import ack_of, hello_of, report_of
+from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
 from secgroups.controller.stream_messages import GoAway, Outbound, Update
 from secgroups.v1 import agent_service_pb2 as pb
 
@@ -116,6 +116,9 @@ class AgentStream:
                     self._publisher.heard(channel, _now_us())
                 case "report":
                     self._publisher.heard(channel, _now_us(), report_of(request.report))
+                case "preview_result":
+                    channel.questions.answer(preview_result_of(request.preview_result))
+                    self._publisher.heard(channel, _now_us())
                 case "hello":
                     raise InvalidError("hello", "stands only at the beginning of a stream")
                 case _:

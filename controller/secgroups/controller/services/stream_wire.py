@@ -18,6 +18,8 @@ from secgroups.controller.stream_messages import (
     Kind,
     ObjectKey,
     Outbound,
+    PreviewRequest,
+    PreviewResult,
     Rejected,
     Report,
     ServerBinding,
@@ -34,6 +36,7 @@ HELD_MAX = 200_000
 REJECTED_MAX = 10_000
 TEXT_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 512
+FLOWS_MAX = 1 << 40
 
 # Ready-made objects kept for the next agent that needs them.
 READY_BYTES_MAX = 64 << 20
@@ -71,6 +74,10 @@ class Wire:
                 gone = pb.GoAway(reason=message.reason)
                 gone.reconnect_after.FromMilliseconds(round(message.reconnect_after_s * 1000))
                 return pb.SubscribeResponse(go_away=gone)
+            case PreviewRequest():
+                request = pb.PreviewRequest(id=message.id, update=self._update(message.update))
+                request.timeout.FromMilliseconds(round(message.timeout_s * 1000))
+                return pb.SubscribeResponse(preview_request=request)
             case Welcome():
                 welcome = pb.Welcome(
                     controller_id=self._controller_id,
@@ -211,6 +218,16 @@ def report_of(message: pb.Report) -> Report:
     known = types.Reason.keys()
     verdicts = {name: count for name, count in message.verdicts.items() if name in known}
     return Report(flows=message.flows, denies=message.denies, verdicts=verdicts)
+
+
+def preview_result_of(message: pb.PreviewResult) -> PreviewResult:
+    """Return the answer to a preview. InvalidError if it counts more flows than there can be."""
+    if message.flows_cut > FLOWS_MAX:
+        raise InvalidError("preview_result.flows_cut", f"is {message.flows_cut}, the most allowed is {FLOWS_MAX}")
+    problem = message.message[:REASON_CHARACTERS_MAX] or f"code {message.code}"
+    return PreviewResult(
+        id=message.id, flows_cut=message.flows_cut, revision=message.revision, problem=problem if message.code else ""
+    )
 
 
 def rejected_message(rejected: Rejected) -> pb.RejectedObject:
