@@ -200,7 +200,7 @@ def test_the_count_goes_in_slices_while_packets_and_changes_go_on(engine):
     world.set_rules(ANY_INGRESS, DNS)
     slices += counting
     assert slices == sorted(slices)
-    assert slices[-1] == flows - 1  # All but port 22.
+    assert slices[-1] - (flows - 1) in (0, 1)  # All but port 22, and perhaps the one that came meanwhile.
     assert len(slices) >= flows // CHECKS_PER_SLICE
 
 

@@ -24,6 +24,7 @@ cdef uint64_t FRAGMENT_KEPT_NS = 30_000_000_000
 include "engine/policy.pxi"
 include "engine/table.pxi"
 include "engine/fragments.pxi"
+include "engine/taps.pxi"
 include "engine/judge.pxi"
 include "engine/packing.pxi"
 
@@ -112,6 +113,8 @@ cdef class Core:
         free(self.engine.endpoint_index.words)
         free(self.engine.rules)
         free(self.engine.servers)
+        for at in range(TAPS_MAX):
+            free(self.engine.taps[at].events)
 
     # -------------------------------------------------------------------------------------------- changes
 
@@ -285,6 +288,7 @@ cdef class Core:
         cdef Case case
         cdef Shard *shard
         cdef Engine *engine = &self.engine
+        cdef PackedVerdict verdict
         case.record = &record
         if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
             case.record = <const Record *>PyBytes_AS_STRING(packet)
@@ -299,6 +303,9 @@ cdef class Core:
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, &case, now_ns, NULL)
         finish(shard, &case, now_ns)
+        if engine.taps_open:
+            write_verdict(shard, &case, &verdict)
+            offer(engine, &case, &verdict, now_ns)
         sg_unlock(&shard.lock)
         return self._verdict(&case)
 
@@ -386,6 +393,47 @@ cdef class Core:
             PyBuffer_Release(&given)
         return found
 
+    # -------------------------------------------------------------------------------------------- taps
+
+    def open_tap(self, uint32_t room, uint32_t one_in, bint with_allowed) -> int:
+        """Return the number of a new tap, -1 if there is none left."""
+        cdef uint32_t at
+        cdef Tap *tap
+        for at in range(TAPS_MAX):
+            tap = &self.engine.taps[at]
+            if tap.is_open or tap.events != NULL:
+                continue
+            tap.events = <TapEvent *>malloc(<size_t>room * sizeof(TapEvent))
+            if tap.events == NULL:
+                raise MemoryError
+            tap.first = tap.count = tap.passing = 0
+            tap.dropped = 0
+            tap.room, tap.one_in, tap.with_allowed = room, one_in, with_allowed
+            self._switch_tap(at, True)
+            return at
+        return -1
+
+    def read_tap(self, int number, uint32_t most) -> list[tuple[int, bytes, bytes, bytes]]:
+        """Return time, record, quote and verdict of the oldest events."""
+        return read_tap(&self.engine.taps[number], most)
+
+    def tap_dropped(self, int number) -> int:
+        return self.engine.taps[number].dropped
+
+    def close_tap(self, int number):
+        """Nothing more is taken, and what is held is gone."""
+        cdef Tap *tap = &self.engine.taps[number]
+        self._switch_tap(number, False)
+        free(tap.events)
+        tap.events = NULL
+
+    cdef int _switch_tap(self, int number, bint is_open) except -1:
+        self.lock()
+        self.engine.taps[number].is_open = is_open
+        self.engine.taps_open += 1 if is_open else -1
+        self.unlock()
+        return 0
+
     # -------------------------------------------------------------------------------------------- a look inside
 
     def figures(self) -> dict[str, object]:
@@ -453,8 +501,13 @@ cdef class Core:
     def endpoint_server(self, uint32_t number) -> int:
         return self.engine.endpoints[number].server
 
-    def page(self, uint32_t shard_number, uint32_t start, uint32_t most, uint64_t now_ns) -> tuple[int, list[tuple[object, ...]]]:
-        """Return where to go on (0: at the end) and the live flows among ``most`` entries from ``start``."""
+    def page(
+        self, uint32_t shard_number, uint32_t start, uint32_t most, uint64_t now_ns, int64_t server=-1, int state=0, int port=-1
+    ) -> tuple[int, list[tuple[object, ...]]]:
+        """Return where to go on (0: at the end) and the wanted live flows among ``most`` entries from ``start``.
+
+        Wanted are those of the server with this number, in this state (16: revoked), whose opening packet went to this port.
+        """
         cdef Shard *shard = &self.engine.shards[shard_number]
         cdef list found = []
         cdef uint32_t at, end
@@ -467,6 +520,12 @@ cdef class Core:
             flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
             sg_unlock(&shard.lock)
             if not flow.status or flow.deadline_ns <= now_ns:
+                continue
+            if server >= 0 and self.engine.endpoints[flow.endpoint].server != server:
+                continue
+            if state and state != (16 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK):
+                continue
+            if port >= 0 and port != (flow.local_port if flow.status & FLAG_INGRESS else flow.remote_port):
                 continue
             found.append((
                 at, flow.endpoint, flow.protocol, flow.status, flow.local_port, flow.remote_port, flow.icmp_code,

@@ -14,23 +14,28 @@ Where it differs from the reference, within the contract:
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from secgroups.agent.compiled_rules import Rulebook
 from secgroups.agent.compiled_table import ABSENT, IN_FORCE, WITHOUT_RULESET, CompiledTable, Guard
 from secgroups.agent.compiled_tables import STATES
+from secgroups.agent.compiled_tap import CompiledTap
 from secgroups.agent.counters import RuleCount, Stats
 from secgroups.agent.effective import EffectiveRuleset, effective_groups, effective_ruleset
 from secgroups.agent.errors import BaseVersionError
 from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Address, Direction, Explanation, Packet, Reason
+from secgroups.agent.flow_filter import FlowFilter
 from secgroups.agent.judgement import grounds_without_flow, grounds_without_place
+from secgroups.agent.preview import counting_cut, prospect
 from secgroups.agent.reference import Applied
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.agent.screening import find_essential_service, find_fault, find_rogue_service, find_source_fault
 from secgroups.agent.settings import EngineSettings
+from secgroups.agent.tap import TapSettings
+from secgroups.agent.tracking import Flow
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -388,6 +393,24 @@ class CompiledEngine:
             opening = Direction.INGRESS if status & _INGRESS_FLAG else Direction.EGRESS
             return grounds_without_place(packet, STATES[status & _STATE_MASK], from_opener=packet.direction is opening)
         return grounds_without_flow(packet) if step == 10 else ""
+
+    def live(self, now_ns: int, wanted: FlowFilter) -> Iterator[Flow]:
+        """Yield the wanted flows that are not over, in the order of the table."""
+        return self._table.live(now_ns, wanted)
+
+    def watch(self, settings: TapSettings) -> CompiledTap:
+        """Return a new tap. Raises ``TooManyTapsError``."""
+        return CompiledTap(self._table, settings)
+
+    def count_cut(self, update: RulesetUpdate, now_ns: int) -> int:
+        """Return how many live flows would be cut if ``update`` were applied now; changes nothing. Raises ``BaseVersionError``."""
+        *_, found = self.counting_cut(update, now_ns)
+        return found
+
+    def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]:
+        """Count as ``count_cut`` does in slices of bounded work. Raises ``BaseVersionError`` at once."""
+        cut = prospect(self.ruleset, update)
+        return counting_cut(cut, self._table.live_of(cut.servers, now_ns))
 
     def server_handle(self, server: str) -> int:
         """Return the handle of a guarded server, 0 if it is not guarded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +13,7 @@ from secgroups.agent.compiled_rules import Policy, RuleNumbers, packed
 from secgroups.agent.compiled_tables import STATES, contract_tables
 from secgroups.agent.effective import EffectiveRuleset, Opening
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
+from secgroups.agent.flow_filter import EVERY_FLOW, REVOKED, FlowFilter
 from secgroups.agent.ruleset import ServerBinding
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.tracking import NS_PER_S, Flow, FlowKey
@@ -25,8 +26,10 @@ ABSENT, WITHOUT_RULESET, IN_FORCE = 0, 1, 2
 _INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x0F
 _HANDLE_INDEX_BITS = 20
 _GENERATIONS = 1 << 12
-_PAGE = 1024
+# Flows that are read at once: what is told of a flow is no older than that.
+_PAGE = 64
 _SEED_BYTES = 64
+_STATE_NUMBERS = {state.value: number for number, state in STATES.items()} | {REVOKED: 16}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -143,15 +146,36 @@ class CompiledTable:
         del self.guards[guard.name], self._by_number[guard.number]
         self._free.append((guard.number, guard.generation % (_GENERATIONS - 1) + 1))
 
+    def name_of(self, handle: int) -> str:
+        """Return the server with a handle, empty if it is not guarded any more."""
+        guard = self._by_number.get(handle & (1 << _HANDLE_INDEX_BITS) - 1)
+        return guard.name if guard is not None and guard.handle == handle else ""
+
     def order_names(self) -> None:
         """Tell the core the order of the servers' names."""
         for order, name in enumerate(sorted(self.guards)):
             self.core.set_name_order(self.guards[name].number, order)
 
-    def live(self, now_ns: int) -> Iterator[Flow]:
-        """Yield the flows that are not over."""
+    def live(self, now_ns: int, wanted: FlowFilter = EVERY_FLOW) -> Iterator[Flow]:
+        """Yield the wanted flows that are not over, in the order of the table. Verdicts may go on meanwhile."""
+        server = -1
+        if wanted.server:
+            guard = self.guards.get(wanted.server)
+            if guard is None:
+                return
+            server = guard.number
+        state = _STATE_NUMBERS.get(wanted.state, 0)
+        port = -1 if wanted.port is None else wanted.port
         for shard in range(self.shards):
-            yield from (flow for flow in map(self._flow, self._entries(shard, now_ns)) if flow is not None)
+            for entry in self._entries(shard, now_ns, server, state, port):
+                flow = self._flow(entry)
+                if flow is not None and wanted.matches(flow):
+                    yield flow
+
+    def live_of(self, servers: Iterable[str], now_ns: int) -> Iterator[Flow]:
+        """Yield the live flows of ``servers``."""
+        names = frozenset(servers)
+        return (flow for flow in self.live(now_ns) if flow.key.server in names)
 
     def _flow(self, entry: Entry) -> Flow | None:
         """Return an entry as a value; None if its address was taken away just now."""
@@ -225,10 +249,10 @@ class CompiledTable:
         for shard, entry in reversed(kept):
             self.core.adopt(before, shard, entry.place, endpoints[entry.endpoint], now_ns)
 
-    def _entries(self, shard: int, now_ns: int) -> Iterator[Entry]:
+    def _entries(self, shard: int, now_ns: int, server: int = -1, state: int = 0, port: int = -1) -> Iterator[Entry]:
         start = 0
         while True:
-            start, entries = self.core.page(shard, start, _PAGE, now_ns)
+            start, entries = self.core.page(shard, start, _PAGE, now_ns, server, state, port)
             yield from map(Entry._make, entries)
             if not start:
                 return

@@ -10,7 +10,7 @@ from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.counters import Stats
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import Explanation, Packet, Verdict
-from secgroups.agent.flow_filter import FlowFilter
+from secgroups.agent.flow_filter import EVERY_FLOW, FlowFilter
 from secgroups.agent.reference import Applied, ReferenceEngine
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.settings import EngineSettings
@@ -64,7 +64,6 @@ class Engine(Protocol):
     def stats(self, now_ns: int) -> Stats: ...
 
 
-EVERY_FLOW = FlowFilter()
 ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": ReferenceEngine}
 
 
@@ -79,7 +78,7 @@ class Firewall:
         settings: EngineSettings | None = None,
         *,
         now_ns: int,
-        engine: str = "reference",
+        engine: str = "compiled",
         flows: Flows | None = None,
     ) -> None:
         """Start cold, or warm with the ``flows`` of a firewall that is not asked any more.
@@ -146,10 +145,10 @@ class Firewall:
         return self._engine.explain(packet, now_ns)
 
     def live(self, now_ns: int, wanted: FlowFilter = EVERY_FLOW) -> Iterator[Flow]:
-        """Yield the wanted flows that are not over at ``now_ns``, server by server, in the order of their opening.
+        """Yield the wanted flows that are not over at ``now_ns``, in no order that means anything.
 
-        Verdicts and updates may go on meanwhile: a flow is told as it is when it is reached, one that goes before that is not
-        told, one that is opened may be missing.
+        Verdicts and updates may go on meanwhile: a flow is told as it is when it is reached, or shortly before; one that goes
+        before that is not told, one that is opened may be missing.
         """
         return self._engine.live(now_ns, wanted)
 

@@ -58,6 +58,9 @@ class FlowFilter:
         )
 
 
+EVERY_FLOW = FlowFilter()
+
+
 def state_name(flow: Flow) -> str:
     """Return the state of ``flow`` as people see it: one of ``STATES``."""
     return REVOKED if flow.revoked else flow.state.value

@@ -584,3 +584,5 @@ cdef void decide_batch(
             conclude(engine, shard, case, now_ns, NULL)
         finish(shard, case, now_ns)
         write_verdict(shard, case, verdicts[at])
+        if sg_unlikely(engine.taps_open):
+            offer(engine, case, verdicts[at], now_ns)

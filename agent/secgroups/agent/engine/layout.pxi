@@ -21,6 +21,7 @@ cdef enum:
     # How many flows are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 256
     BATCH = 64
+    TAPS_MAX = 8
     # More changes of a policy than this at once are made by whole bundles.
     ONE_BY_ONE_MAX = 4
     SHARDS_MAX = 64
@@ -344,6 +345,26 @@ ctypedef struct Shard:
     uint64_t evicted_answered
     uint64_t expired
 
+# A verdict that a tap has taken.
+ctypedef struct TapEvent:
+    uint64_t now_ns
+    Record record
+    Quote quote
+    PackedVerdict verdict
+
+# A ring of those: the shards take turns with a lock of its own, which is asked for only by a verdict that is taken.
+ctypedef struct Tap:
+    int lock
+    bint is_open
+    bint with_allowed
+    uint32_t one_in
+    uint32_t passing
+    uint32_t room
+    uint32_t first
+    uint32_t count
+    uint64_t dropped
+    TapEvent *events
+
 # Everything. servers, endpoints and all of the rules are written while every shard is locked; of servers, a shard writes the counts
 # and lists of its own while it is locked itself.
 ctypedef struct Engine:
@@ -387,6 +408,8 @@ ctypedef struct Engine:
     uint64_t revoked_ns[4]
     uint16_t connected
     uint16_t reopenable
+    uint32_t taps_open
+    Tap taps[TAPS_MAX]
 
 # A packet on its way through the stages. outcome is 0 while nothing has been decided.
 ctypedef struct Case:
