@@ -16,6 +16,7 @@ CHECKED: bool
 class Core:
     handles: dict[str, int]
     rule_ids: dict[int, str]
+    numbers: dict[int, int]
     def __init__(
         self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict[str, Any]
     ) -> None: ...

@@ -25,6 +25,7 @@ include "engine/policy.pxi"
 include "engine/table.pxi"
 include "engine/fragments.pxi"
 include "engine/taps.pxi"
+include "engine/plain.pxi"
 include "engine/judge.pxi"
 include "engine/packing.pxi"
 
@@ -71,14 +72,15 @@ cdef class Core:
     """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
 
     Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. Numbers that are not in use are the caller's mistake, and are not checked
-    but in the checked build. ``handles`` are those of servers by name, ``rule_ids`` the ids of rules by number: the caller fills
-    them in.
+    but in the checked build. ``handles`` are those of servers by name, ``rule_ids`` the ids of rules by number, ``numbers`` the
+    numbers of rules by handle: the caller fills them in.
     """
 
     cdef Engine engine
     cdef dict _verdicts
     cdef readonly dict handles
     cdef readonly dict rule_ids
+    cdef readonly dict numbers
 
     def __cinit__(self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict):
         """Take all memory. ``seed`` has 8 words of 8 bytes; ``tables`` are the contract's: states, time-outs, kinds of ICMP."""
@@ -88,6 +90,7 @@ cdef class Core:
         self._verdicts = {}
         self.handles = {}
         self.rule_ids = {}
+        self.numbers = {}
         engine.server_flows_max = server_flows_max
         fill_tables(engine, tables)
         begin_rules(engine)
@@ -152,6 +155,7 @@ cdef class Core:
         """Standing is 0 absent, 1 without ruleset, 2 in force; the policy counts for 2 only."""
         cdef Server *server = &self.engine.servers[number]
         server.generation, server.standing, server.policy, server.epoch = generation, standing, policy, epoch
+        server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else 0
 
     def set_name_order(self, uint32_t number, uint32_t order):
         self.engine.servers[number].name_order = order
@@ -289,36 +293,33 @@ cdef class Core:
         cdef Shard *shard
         cdef Engine *engine = &self.engine
         cdef PackedVerdict verdict
+        cdef PackedVerdict *answer = &verdict
+        cdef uint32_t rule
         case.record = &record
         if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
             case.record = <const Record *>PyBytes_AS_STRING(packet)
             record.quote = 0
         else:
             pack(packet, self._handle(packet), &record, &quote)
-        prepare(engine, &case, &quote, record.quote)
-        shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
+        shard = &engine.shards[0]
+        if engine.shards_count > 1:
+            shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
         sg_lock(&shard.lock)
-        if case.kind == KIND_KEYED:
-            case.hash = hash_of(shard, &case.key)
-        if case.kind != KIND_DECIDED:
-            conclude(engine, shard, &case, now_ns, NULL)
-        finish(shard, &case, now_ns)
-        if engine.taps_open:
-            write_verdict(shard, &case, &verdict)
-            offer(engine, &case, &verdict, now_ns)
+        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, &answer)
+        rule = verdict.rule
         sg_unlock(&shard.lock)
-        return self._verdict(&case)
+        return self._verdict(verdict.reason, verdict.flags, rule)
 
     cdef uint32_t _handle(self, packet) except? 0xFFFFFFFF:
         handle = self.handles.get(packet.server)
         return HANDLE_INDEX_MASK if handle is None else handle
 
-    cdef object _verdict(self, Case *case):
-        cdef uint64_t key = (<uint64_t>case.rule << 8) | (case.opened << 6) | case.reason
+    cdef object _verdict(self, uint8_t reason, uint8_t flags, uint32_t handle):
+        """Return the one Verdict that there is for these."""
+        cdef uint64_t key = (<uint64_t>handle << 8) | (flags << 6) | reason
         made = self._verdicts.get(key)
         if made is None:
-            rule_id = self.rule_ids[case.rule] if case.rule else ""
-            made = Verdict(reason=REASON_OF[case.reason], rule_id=rule_id, opened=bool(case.opened))
+            made = Verdict(reason=REASON_OF[reason], rule_id=self.rule_ids[self.numbers[handle]] if handle else "", opened=bool(flags))
             self._verdicts[key] = made
         return made
 
@@ -340,7 +341,8 @@ cdef class Core:
         if case.kind != KIND_DECIDED:
             conclude(&self.engine, shard, &case, now_ns, &copy)
         sg_unlock(&shard.lock)
-        return self._verdict(&case), case.step, case.rule, copy.status
+        handle = shard.rules[case.rule].handle if case.rule else 0
+        return self._verdict(case.reason, case.opened, handle), case.step, case.rule, copy.status
 
     def pack(self, packet) -> tuple[bytes, bytes]:
         """Return the record of a Packet and its quote, empty if it has none."""

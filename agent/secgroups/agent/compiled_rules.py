@@ -76,7 +76,7 @@ class RuleNumbers:
         self.rule_ids = core.rule_ids
         self.group_ids: dict[int, str] = {}
         self.by_key: dict[tuple[str, str], int] = {}
-        self._handles: dict[int, int] = {}
+        self._handles = core.numbers
         self._handle_of: dict[int, int] = {}
         self._last_handle = 0
         self._gone: dict[int, None] = {}
@@ -129,7 +129,8 @@ class RuleNumbers:
         """Take over the numbers of another core, none of which is in force."""
         self.rule_ids.update(other.rule_ids)
         self.group_ids, self.by_key, self._gone = other.group_ids, other.by_key, other._gone
-        self._handles, self._handle_of, self._last_handle = other._handles, other._handle_of, other._last_handle
+        self._handles.update(other._handles)
+        self._handle_of, self._last_handle = other._handle_of, other._last_handle
         self._free, self._used, self._room = other._free, other._used, other._room
         self._core.grow_rules(self._room)
 

@@ -559,6 +559,15 @@ cdef inline void finish(Shard *shard, Case *case, uint64_t now_ns) noexcept nogi
     count_verdict(shard, case)
 
 
+cdef inline void begin_long_way(Case *case) noexcept nogil:
+    """Make of a plain packet what ``prepare`` would."""
+    case.kind = KIND_KEYED
+    case.flow = NIL
+    case.rule = 0
+    case.opened = case.is_malformed = 0
+    case.quote = NULL
+
+
 cdef void decide_batch(
     Engine *engine, Shard *shard, Case *cases, uint32_t count, const Quote *quotes, uint32_t quotes_count,
     uint64_t now_ns, PackedVerdict **verdicts,
@@ -568,18 +577,27 @@ cdef void decide_batch(
     cdef Case *case
     for at in range(count):
         case = &cases[at]
-        prepare(engine, case, quotes, quotes_count)
-        if case.kind == KIND_KEYED:
-            case.hash = hash_of(shard, &case.key)
-            sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
+        if sg_unlikely(not prepare_plain(engine, case)):
+            prepare(engine, case, quotes, quotes_count)
+            if case.kind != KIND_KEYED:
+                continue
+        case.hash = hash_of(shard, &case.key)
+        sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
     for at in range(count):
         case = &cases[at]
-        if case.kind == KIND_KEYED:
+        if case.kind >= KIND_KEYED:
             case.found = first_guess(shard, case.hash)
             if case.found != NIL:
                 sg_prefetch(&shard.flows[case.found])
     for at in range(count):
         case = &cases[at]
+        if sg_likely(case.kind == KIND_PLAIN):
+            if sg_likely(go_on(engine, shard, case, now_ns, verdicts[at])):
+                if sg_unlikely(engine.taps_open):
+                    case.reason, case.quote = REASON_ESTABLISHED, NULL
+                    offer(engine, case, verdicts[at], now_ns)
+                continue
+            begin_long_way(case)
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, case, now_ns, NULL)
         finish(shard, case, now_ns)

@@ -174,7 +174,9 @@ ctypedef struct Opening:
     uint8_t direction
     uint8_t is_ipv4
 
+# plain_handle is the handle of a server in force none of whose addresses is an odd one (loopback, multicast, ...), else 0.
 ctypedef struct Server:
+    uint32_t plain_handle
     uint32_t epoch
     uint32_t policy
     uint32_t generation
@@ -187,8 +189,9 @@ ctypedef struct Server:
     uint32_t ipv6_endpoint
     uint32_t ipv4
     uint8_t standing
-    # More addresses than the two above.
+    # More addresses than the two above; and addresses that nothing should come from.
     uint8_t has_more
+    uint8_t has_odd
 
 ctypedef struct Endpoint:
     uint64_t address[2]
@@ -433,3 +436,4 @@ cdef enum:
     KIND_ERROR = 2
     KIND_KEYED = 3
     KIND_KEYLESS = 4
+    KIND_PLAIN = 5

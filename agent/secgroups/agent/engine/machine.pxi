@@ -43,6 +43,8 @@ cdef extern from *:
     }
     #endif
 
+    static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
+    static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
     static inline int sg_lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
     static inline uint32_t sg_swap32(uint32_t word) { return __builtin_bswap32(word); }
     static inline uint64_t sg_swap64(uint64_t word) { return __builtin_bswap64(word); }
@@ -68,14 +70,24 @@ cdef extern from *:
         memset(made, 0, bytes);
         return made;
     #else
-        void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        const size_t huge = 2 << 20;
+        size_t whole = bytes < huge ? bytes : (bytes + huge - 1) / huge * huge, spare = bytes < huge ? 0 : huge;
+        char *made = mmap(NULL, whole + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *begin = made;
         if (made == MAP_FAILED) return NULL;
-        madvise(made, bytes, MADV_HUGEPAGE);
-        return made;
+        if (spare) {
+            /* Only what begins where a huge page does can be one. */
+            begin = (char *)(((uintptr_t)made + huge - 1) / huge * huge);
+            if (begin > made) munmap(made, begin - made);
+            if (made + spare > begin) munmap(begin + whole, made + spare - begin);
+            madvise(begin, whole, MADV_HUGEPAGE);
+        }
+        return begin;
     #endif
     }
     static inline void sg_give_memory(void *made, size_t bytes) {
+        const size_t huge = 2 << 20;
         if (!made) return;
+        if (bytes >= huge) bytes = (bytes + huge - 1) / huge * huge;
     #ifdef SECGROUPS_CHECKED
         (void)bytes;
         free(made);
@@ -102,6 +114,8 @@ cdef extern from *:
     bint sg_unlikely(bint x) noexcept nogil
     uint64_t sg_fold(uint64_t a, uint64_t b) noexcept nogil
     uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) noexcept nogil
+    uint64_t sg_word(const void *at) noexcept nogil
+    uint32_t sg_half_word(const void *at) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil

@@ -161,6 +161,8 @@ cdef uint32_t add_endpoint(Engine *engine, uint32_t number, uint64_t first, uint
     engine.endpoints[made].address[0], engine.endpoints[made].address[1] = first, second
     engine.endpoints[made].server = number
     put_into(&engine.endpoint_index, mixed(engine, first ^ number, second), made)
+    if not is_plain_source(first, second, is_ipv4_pair(first, second)):
+        server.has_odd, server.plain_handle = 1, 0
     if is_ipv4_pair(first, second):
         if server.ipv4_endpoint == NIL:
             server.ipv4_endpoint, server.ipv4 = made, <uint32_t>(second >> 32)
@@ -179,7 +181,8 @@ cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
     cdef Server *server = &engine.servers[endpoint.server]
     take_from(&engine.endpoint_index, mixed(engine, endpoint.address[0] ^ endpoint.server, endpoint.address[1]), number)
     if server.ipv4_endpoint == number:
-        server.ipv4_endpoint = NIL
+        # 0.0.0.0 is the address of no plain packet.
+        server.ipv4_endpoint, server.ipv4 = NIL, 0
     if server.ipv6_endpoint == number:
         server.ipv6_endpoint = NIL
 
