@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=True
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, binding=False
 """The compiled engine: flow tables, compiled rules and verdicts. ``compiled.py`` says what changes, this is what packets meet.
 
 Everything here is called with the interpreter's lock held. Verdicts give it up for a batch; each shard of servers has a lock of its
@@ -8,6 +8,7 @@ On a packet's way nothing is allocated, nothing raises and no Python object is t
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.object cimport PyObject
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -78,6 +79,8 @@ cdef class Core:
 
     cdef Engine engine
     cdef dict _verdicts
+    cdef uint64_t _recent_keys[RECENT]
+    cdef PyObject *_recent[RECENT]
     cdef readonly dict handles
     cdef readonly dict rule_ids
     cdef readonly dict numbers
@@ -281,6 +284,7 @@ cdef class Core:
 
     def forget_verdicts(self):
         """Rule numbers may mean something else from now on."""
+        memset(self._recent_keys, 0, sizeof(self._recent_keys))
         self._verdicts.clear()
 
     # -------------------------------------------------------------------------------------------- verdicts
@@ -317,10 +321,15 @@ cdef class Core:
     cdef object _verdict(self, uint8_t reason, uint8_t flags, uint32_t handle):
         """Return the one Verdict that there is for these."""
         cdef uint64_t key = (<uint64_t>handle << 8) | (flags << 6) | reason
+        cdef uint32_t at = <uint32_t>(key ^ key >> 8) & (RECENT - 1)
+        if self._recent_keys[at] == key:
+            return <object>self._recent[at]
         made = self._verdicts.get(key)
         if made is None:
             made = Verdict(reason=REASON_OF[reason], rule_id=self.rule_ids[self.numbers[handle]] if handle else "", opened=bool(flags))
             self._verdicts[key] = made
+        # Kept alive by the dict.
+        self._recent_keys[at], self._recent[at] = key, <PyObject *>made
         return made
 
     def explain(self, packet, uint64_t now_ns) -> tuple[Verdict, int, int, int]:

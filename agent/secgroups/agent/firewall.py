@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secgroups.agent.compiled import CompiledEngine
@@ -39,15 +39,15 @@ class Engine(Protocol):
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied: ...
 
-    def decide(self, packet: Packet, now_ns: int) -> Verdict: ...
+    @property
+    def decide(self) -> Callable[[Packet | bytes, int], Verdict]: ...
+
+    @property
+    def decide_many(self) -> DecideMany: ...
 
     def server_handle(self, server: str) -> int: ...
 
     def rule_id(self, handle: int) -> str: ...
-
-    def decide_many(
-        self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b""
-    ) -> None: ...
 
     def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]: ...
 
@@ -67,11 +67,31 @@ class Engine(Protocol):
 ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": ReferenceEngine}
 
 
-class Firewall:
-    """Verdicts for the packets of the servers that one agent guards. Not for several threads at once.
+class DecideMany(Protocol):
+    """What ``Firewall.decide_many`` is."""
 
-    Every ``now_ns`` is monotonic nanoseconds and never goes back between calls.
+    def __call__(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None: ...
+
+
+class Firewall:
+    """Verdicts for the packets of the servers that one agent guards.
+
+    Every ``now_ns`` is monotonic nanoseconds and never goes back between calls. With the compiled engine several threads may decide
+    at once, and one of them may apply; the reference engine is for one thread.
+
+    ``decide(packet, now_ns)`` returns the verdict for a ``Packet``, or for a record of 64 bytes, and tracks the flow if it is
+    allowed. It raises nothing; a full table denies.
+
+    ``decide_many(records, now_ns, verdicts, quotes=b"")`` writes one 8-byte verdict entry per 64-byte record, in order; later
+    records see the flows that earlier ones opened. All are C-contiguous buffers of whole entries, laid out as ``records`` (the
+    module) says, of any item type and shape; ``verdicts`` has room for exactly as many as there are records and shares no memory
+    with them. ValueError, which names the sizes, if not; then nothing was decided.
+
+    Both are the engine's own: a call of a method on the way to it would take as long as the verdict.
     """
+
+    decide: Callable[[Packet | bytes, int], Verdict]
+    decide_many: DecideMany
 
     def __init__(
         self,
@@ -90,6 +110,8 @@ class Firewall:
         if made is None:
             raise ConfigError(f"engine {engine!r} is not one of: {', '.join(sorted(ENGINES))}")
         self._engine = made(settings or EngineSettings(), now_ns, flows)
+        self.decide = self._engine.decide
+        self.decide_many = self._engine.decide_many
 
     @property
     def ruleset(self) -> Ruleset:
@@ -105,10 +127,6 @@ class Firewall:
         """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
         return self._engine.apply(update, now_ns)
 
-    def decide(self, packet: Packet, now_ns: int) -> Verdict:
-        """Return the verdict for ``packet`` and track its flow if it is allowed. Raises nothing; a full table denies."""
-        return self._engine.decide(packet, now_ns)
-
     def server_handle(self, server: str) -> int:
         """Return the number by which records name ``server`` (``project/id``), 0 if it is not guarded.
 
@@ -123,15 +141,6 @@ class Firewall:
         The handle of a rule that is gone holds while a flow names it, in any case until the next ``apply``; it never names another.
         """
         return self._engine.rule_id(handle)
-
-    def decide_many(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None:
-        """Write one 8-byte verdict entry per 64-byte record, in order; later records see the flows that earlier ones opened.
-
-        All are C-contiguous buffers of whole entries, laid out as ``records`` (the module) says, of any item type and shape;
-        ``verdicts`` has room for exactly as many as there are records and shares no memory with them. ValueError, which names
-        the sizes, if not; then nothing was decided.
-        """
-        self._engine.decide_many(records, now_ns, verdicts, quotes)
 
     def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]:
         """Return the ids of all rules that verdict entries name, by handle, those in ``known`` left out.

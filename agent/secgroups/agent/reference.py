@@ -112,11 +112,13 @@ class ReferenceEngine:
             flows_dropped=dropped,
         )
 
-    def decide(self, packet: Packet, now_ns: int) -> Verdict:
-        """Return the verdict for ``packet`` and track its flow if it is allowed.
+    def decide(self, packet: Packet | bytes, now_ns: int) -> Verdict:
+        """Return the verdict for ``packet``, or for a record, and track its flow if it is allowed.
 
         ``now_ns`` is monotonic nanoseconds and never goes back between calls. Raises nothing.
         """
+        if isinstance(packet, bytes):
+            packet = unpack(packet, b"", self._server_handles.name)
         return self._decided(packet, now_ns).verdict
 
     def server_handle(self, server: str) -> int:

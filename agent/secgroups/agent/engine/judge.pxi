@@ -587,8 +587,10 @@ cdef void decide_batch(
         case = &cases[at]
         if case.kind >= KIND_KEYED:
             case.found = first_guess(shard, case.hash)
-            if case.found != NIL:
+            if sg_likely(case.found != NIL):
                 sg_prefetch(&shard.flows[case.found])
+            else:
+                prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
     for at in range(count):
         case = &cases[at]
         if sg_likely(case.kind == KIND_PLAIN):

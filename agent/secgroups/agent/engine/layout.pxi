@@ -22,6 +22,8 @@ cdef enum:
     IDLE_SAMPLE = 256
     BATCH = 64
     TAPS_MAX = 8
+    # Verdict objects that are found without a dict.
+    RECENT = 256
     # More changes of a policy than this at once are made by whole bundles.
     ONE_BY_ONE_MAX = 4
     SHARDS_MAX = 64
