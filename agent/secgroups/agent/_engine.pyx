@@ -21,6 +21,8 @@ include "engine/machine.pxi"
 include "engine/layout.pxi"
 
 cdef uint64_t FRAGMENT_KEPT_NS = 30_000_000_000
+# Twice the longest of the time-outs.
+cdef uint64_t LONGEST_NS = 864_000_000_000_000
 
 include "engine/policy.pxi"
 include "engine/table.pxi"
@@ -42,6 +44,7 @@ for _reason in Reason:
     REASON_OF[_reason] = _reason
 
 
+include "engine/kept.pxi"
 include "engine/shards.pxi"
 
 
@@ -69,6 +72,21 @@ cdef int with_verdicts(Py_buffer *asked, records, verdicts, quotes, Py_buffer *a
     return 0
 
 
+cdef uint32_t flows_of_shard(uint32_t whole, uint32_t shards) noexcept:
+    return max(4, whole // shards)
+
+
+def file_bytes(uint32_t flows_max, uint32_t fragments_max, uint32_t shards) -> int:
+    """Return the size of the file that a table of these bounds is kept in."""
+    return FILE_HEADER_BYTES + EPOCHS_BYTES + shards * kept_bytes(
+        flows_of_shard(flows_max, shards), flows_of_shard(fragments_max, shards)
+    )
+
+
+# Sizes and places in a file: one that has others is of another program.
+LAYOUT = (FILE_HEADER_BYTES, FILE_MARK_AT, EPOCHS_BYTES, sizeof(Flow), sizeof(Highs), sizeof(FirstFragment))
+
+
 cdef class Core:
     """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
 
@@ -85,8 +103,13 @@ cdef class Core:
     cdef readonly dict rule_ids
     cdef readonly dict numbers
 
-    def __cinit__(self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict):
-        """Take all memory. ``seed`` has 8 words of 8 bytes; ``tables`` are the contract's: states, time-outs, kinds of ICMP."""
+    def __cinit__(
+        self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict, file: int = -1
+    ):
+        """Take all memory. ``seed`` has 8 words of 8 bytes; ``tables`` are the contract's: states, time-outs, kinds of ICMP.
+
+        ``file`` is a descriptor of a file of ``file_bytes`` bytes, in which flows and fragments are then kept.
+        """
         cdef Engine *engine = &self.engine
         cdef uint32_t at
         memset(engine, 0, sizeof(Engine))
@@ -104,21 +127,29 @@ cdef class Core:
         if engine.shards == NULL:
             raise MemoryError
         engine.shards_count = shards
+        if file >= 0:
+            engine.file_bytes = file_bytes(flows_max, fragments_max, shards)
+            engine.file = <char *>sg_map_file(file, engine.file_bytes)
+            if engine.file == NULL:
+                raise MemoryError("the file of the flow table can't be mapped")
+            engine.epochs = <uint32_t *>(engine.file + FILE_HEADER_BYTES)
         for at in range(engine.shards_count):
             memcpy(engine.shards[at].seed, PyBytes_AS_STRING(seed), 48)
-            begin_shard(engine, &engine.shards[at], max(4, flows_max // shards), max(4, fragments_max // shards))
+            begin_shard(engine, &engine.shards[at], at, flows_of_shard(flows_max, shards), flows_of_shard(fragments_max, shards))
         grow_rules(engine, 64)
 
     def __dealloc__(self):
         cdef uint32_t at
         for at in range(self.engine.shards_count):
-            end_shard(&self.engine.shards[at])
+            end_shard(&self.engine, &self.engine.shards[at])
         free(self.engine.shards)
         end_rules(&self.engine)
         free(self.engine.endpoint_pool.items)
         free(self.engine.endpoint_index.words)
         free(self.engine.rules)
         free(self.engine.servers)
+        if self.engine.file != NULL:
+            sg_unmap(self.engine.file, self.engine.file_bytes)
         for at in range(TAPS_MAX):
             free(self.engine.taps[at].events)
 
@@ -158,7 +189,13 @@ cdef class Core:
         """Standing is 0 absent, 1 without ruleset, 2 in force; the policy counts for 2 only."""
         cdef Server *server = &self.engine.servers[number]
         server.generation, server.standing, server.policy, server.epoch = generation, standing, policy, epoch
+        if self.engine.epochs != NULL:
+            self.engine.epochs[number] = epoch
         server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else 0
+
+    def forget_server(self, uint32_t number):
+        """A server that is absent has no endpoints any more; its number may be another one's."""
+        self.engine.servers[number].has_more = self.engine.servers[number].has_odd = 0
 
     def set_name_order(self, uint32_t number, uint32_t order):
         self.engine.servers[number].name_order = order
@@ -444,6 +481,63 @@ cdef class Core:
         self.engine.taps_open += 1 if is_open else -1
         self.unlock()
         return 0
+
+    # -------------------------------------------------------------------------------------------- a table in a file
+
+    def mark(self, bytes mark):
+        """Say in the file what the flows were judged against: 32 bytes."""
+        if self.engine.file != NULL:
+            memcpy(self.engine.file + FILE_MARK_AT, PyBytes_AS_STRING(mark), MARK_BYTES)
+
+    def saved_mark(self) -> bytes:
+        return PyBytes_FromStringAndSize(self.engine.file + FILE_MARK_AT, MARK_BYTES)
+
+    def saved_epoch(self, uint32_t server) -> int:
+        """Return the epoch that a server was in when the file was left."""
+        return self.engine.epochs[server]
+
+    def keep_endpoints(self, list endpoints):
+        """Have these endpoints, (number, server, address), as they were; those below the highest of them are free otherwise."""
+        cdef Pool *pool = &self.engine.endpoint_pool
+        cdef uint32_t number
+        cdef dict wanted = {each[0]: each for each in endpoints}
+        cdef list spare = []
+        while wanted:
+            number = take_item(pool)
+            spare.append(number)
+            wanted.pop(number, None)
+        for number in reversed(spare):
+            give_item(pool, number)
+        for number, server, address in sorted(endpoints, reverse=True):
+            self._take_item(number)
+            self.engine.endpoints = <Endpoint *>pool.items
+            hold_endpoint(&self.engine, number, server, word_of(address, 0), word_of(address, 8))
+        self.engine.endpoints = <Endpoint *>pool.items
+
+    cdef int _take_item(self, uint32_t number) except -1:
+        """Take a certain free endpoint out of the pool."""
+        cdef Pool *pool = &self.engine.endpoint_pool
+        cdef uint32_t *link = &pool.first_free
+        while link[0] != number:
+            link = <uint32_t *>(pool.items + <size_t>link[0] * pool.item_bytes)
+        link[0] = (<uint32_t *>(pool.items + <size_t>number * pool.item_bytes))[0]
+        memset(pool.items + <size_t>number * pool.item_bytes, 0, pool.item_bytes)
+        return 0
+
+    def set_handle(self, uint32_t number, uint32_t handle):
+        """Give a rule, which is not in force, its handle."""
+        cdef uint32_t at
+        for at in range(self.engine.shards_count):
+            self.engine.shards[at].rules[number].handle = handle
+
+    def keep(self, uint64_t now_ns) -> int:
+        """Go on with the flows and fragments in the file; return how many live flows made no sense and were dropped."""
+        cdef uint32_t at
+        cdef uint64_t dropped = 0
+        for at in range(self.engine.shards_count):
+            keep_flows(&self.engine, &self.engine.shards[at], at, now_ns, &dropped)
+            keep_fragments(&self.engine, &self.engine.shards[at], now_ns)
+        return dropped
 
     # -------------------------------------------------------------------------------------------- a look inside
 

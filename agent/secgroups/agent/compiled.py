@@ -40,6 +40,8 @@ from secgroups.agent.tracking import Flow
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+# In a file: what the flows are judged against is not said anywhere.
+_IN_FLUX = bytes(32)
 _INGRESS_FLAG, _STATE_MASK = 0x10, 0x0F
 
 
@@ -123,6 +125,7 @@ class CompiledEngine:
         removed = self._removed(update)
         endpoints: list[int] = []
         ended: list[Guard] = []
+        self._core.mark(_IN_FLUX)
         self._core.lock()
         try:
             touched = self._carry_out(plan, endpoints)
@@ -132,12 +135,14 @@ class CompiledEngine:
                 endpoints += self._end(guard)
             if plan.servers:
                 self._count_servers()
+            self._table.flush()
         finally:
             self._core.unlock()
         dropped = self._table.sweep(endpoints) if endpoints else 0
         for guard in ended:
             self._core.forget_fragments(guard.handle)
             self._table.drop(guard)
+        self._table.flush()
         if plan.servers:
             self._table.order_names()
         self._revision, self._ruleset = update.revision, None
@@ -411,6 +416,10 @@ class CompiledEngine:
         """Count as ``count_cut`` does in slices of bounded work. Raises ``BaseVersionError`` at once."""
         cut = prospect(self.ruleset, update)
         return counting_cut(cut, self._table.live_of(cut.servers, now_ns))
+
+    def mark(self, mark: bytes) -> None:
+        """Say in the table's file, if it has one, what is in force."""
+        self._core.mark(mark)
 
     def server_handle(self, server: str) -> int:
         """Return the handle of a guarded server, 0 if it is not guarded."""

@@ -7,7 +7,7 @@ each policy that has the group. Rules, labels and policies have numbers, which t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,8 +71,10 @@ class Ranks:
 class RuleNumbers:
     """Numbers of rules. One that is gone keeps its number, and its id, for as long as a flow or a fragment names it."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, note: Callable[..., None]) -> None:
+        """``note`` is told of numbers that come to mean something, and of those that no longer do."""
         self._core = core
+        self._note = note
         self.rule_ids = core.rule_ids
         self.group_ids: dict[int, str] = {}
         self.by_key: dict[tuple[str, str], int] = {}
@@ -104,7 +106,22 @@ class RuleNumbers:
         self.rule_ids[number], self.group_ids[number] = rule_id, group_id
         self._last_handle += 1
         self._handles[self._last_handle], self._handle_of[number] = number, self._last_handle
+        self._note("+r", number, self._last_handle, rule_id, group_id)
         return number
+
+    def go_on(self, rules: Mapping[int, tuple[int, str, str]]) -> None:
+        """Take over rules by number (handle, id, group id), none of which is in force."""
+        self._used = max(rules, default=0) + 1
+        self._room = max(64, self._used * 2)
+        self._core.grow_rules(self._room)
+        for number, (handle, rule_id, group_id) in rules.items():
+            self.by_key[rule_id, group_id] = number
+            self.rule_ids[number], self.group_ids[number] = rule_id, group_id
+            self._handles[handle], self._handle_of[number] = number, handle
+            self._core.set_handle(number, handle)
+            self._gone[number] = None
+        self._last_handle = max(self._handles, default=0)
+        self._free = [number for number in range(1, self._used) if number not in rules]
 
     def give(self, number: int) -> None:
         """A rule is no longer in force."""
@@ -145,6 +162,7 @@ class RuleNumbers:
             del self.by_key[self.rule_ids.pop(number), self.group_ids.pop(number)]
             del self._handles[self._handle_of.pop(number)]
             self._free.append(number)
+            self._note("-r", number)
         if self._free:
             self._core.forget_verdicts()
 

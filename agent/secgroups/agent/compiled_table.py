@@ -6,15 +6,18 @@ import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from secgroups.agent._engine import Core
 from secgroups.agent.compiled_rules import Policy, RuleNumbers, packed
 from secgroups.agent.compiled_tables import STATES, contract_tables
-from secgroups.agent.effective import EffectiveRuleset, Opening
+from secgroups.agent.effective import EffectiveRuleset, Opening, effective_groups, effective_ruleset
+from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
+from secgroups.agent.flow_file import SEED_BYTES, FlowFile
 from secgroups.agent.flow_filter import EVERY_FLOW, REVOKED, FlowFilter
-from secgroups.agent.ruleset import ServerBinding
+from secgroups.agent.ruleset import Ruleset, ServerBinding
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.tracking import NS_PER_S, Flow, FlowKey
 
@@ -28,7 +31,6 @@ _HANDLE_INDEX_BITS = 20
 _GENERATIONS = 1 << 12
 # Flows that are read at once: what is told of a flow is no older than that.
 _PAGE = 64
-_SEED_BYTES = 64
 _STATE_NUMBERS = {state.value: number for number, state in STATES.items()} | {REVOKED: 16}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -76,8 +78,14 @@ class Guard:
 class CompiledTable:
     """Flows and first fragments in the core, servers and endpoints by name. Belongs to one engine at a time."""
 
-    def __init__(self, settings: EngineSettings, now_ns: int) -> None:
+    def __init__(self, settings: EngineSettings, now_ns: int, path: Path | None = None) -> None:
+        """Begin empty; with ``path`` in a file, or with what an earlier process left there.
+
+        Raises ``ConfigError`` if the file can't be used at all. What of it is not used is told by ``refused``.
+        """
         self.loose_until_ns = now_ns + settings.tcp_loose_s * NS_PER_S
+        self.file = FlowFile(path, settings, self.loose_until_ns) if path else None
+        self.dropped = 0
         self.owner: CompiledEngine | None = None
         self.guards: dict[str, Guard] = {}
         self._by_number: dict[int, Guard] = {}
@@ -85,6 +93,45 @@ class CompiledTable:
         self._free: list[tuple[int, int]] = []
         self._epoch = 0
         self._begin(settings)
+        if self.file is not None:
+            self._go_on(self.file, now_ns)
+
+    @property
+    def refused(self) -> str:
+        """Why the table that an earlier process left was not used, empty if it was or there was none."""
+        return self.file.refused if self.file else ""
+
+    def _go_on(self, file: FlowFile, now_ns: int) -> None:
+        """Give everything in the file the number that it had, and go on with its flows."""
+        self.loose_until_ns = file.loose_until_ns
+        self.core.set_loose_until(self.loose_until_ns)
+        names = file.names
+        self.core.grow_servers(max(names.servers, default=-1) + 1)
+        for number, (generation, name) in names.servers.items():
+            epoch = self.core.saved_epoch(number)
+            self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation, epoch=epoch)
+            self._epoch = max(self._epoch, epoch)
+        self._free = [(number, 1) for number in range(max(names.servers, default=-1)) if number not in names.servers]
+        self.core.keep_endpoints([(number, *endpoint) for number, endpoint in names.endpoints.items()])
+        for number, (server, raw) in names.endpoints.items():
+            self._addresses[number] = _address(raw)
+            self._by_number[server].endpoints[self._addresses[number]] = number
+        self.numbers.go_on(names.rules)
+        self.dropped = self.core.keep(now_ns)
+        self.order_names()
+
+    def inherit(self, ruleset: Ruleset, mark: bytes) -> bool:
+        """Take ``ruleset`` for what the flows were judged against, if ``mark`` is what was last marked; return whether it is.
+
+        Flows are then not judged again, and fragments not forgotten, for servers that get the same rules again.
+        """
+        if self.file is None or self.file.is_new or self.core.saved_mark() != mark:
+            return False
+        groups = effective_groups(ruleset, {})
+        for guard in self.guards.values():
+            binding = ruleset.servers.get(guard.name)
+            guard.inherited = effective_ruleset(binding, groups) if binding else None
+        return True
 
     def _begin(self, settings: EngineSettings) -> None:
         self.flows_max, self.server_flows_max = settings.flows_max, settings.server_flows_max
@@ -94,11 +141,22 @@ class CompiledTable:
             server_flows_max=settings.server_flows_max,
             fragments_max=settings.fragments_max,
             shards=settings.shards,
-            seed=secrets.token_bytes(_SEED_BYTES),
+            seed=self.file.seed if self.file else secrets.token_bytes(SEED_BYTES),
             tables=contract_tables(),
+            file=self.file.file if self.file else -1,
         )
         self.core.set_loose_until(self.loose_until_ns)
-        self.numbers = RuleNumbers(self.core)
+        self.numbers = RuleNumbers(self.core, self.note)
+
+    def note(self, *entry: object) -> None:
+        """Have a change of names written to the file, if there is one."""
+        if self.file is not None:
+            self.file.note(*entry)
+
+    def flush(self) -> None:
+        """Write the changes of names: before a packet can meet them, and before a number can mean something else."""
+        if self.file is not None:
+            self.file.flush()
 
     def __len__(self) -> int:
         """Return how many entries are taken, by flows that are over as well."""
@@ -121,6 +179,7 @@ class CompiledTable:
             number, generation = self._free.pop() if self._free else (len(self._by_number), 1)
             guard = self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation)
             self.core.grow_servers(number + 1)
+            self.note("+s", number, generation, name)
         return guard
 
     def set_addresses(self, guard: Guard, addresses: frozenset[Address]) -> list[int]:
@@ -132,6 +191,7 @@ class CompiledTable:
         for address in addresses - guard.endpoints.keys():
             endpoint = guard.endpoints[address] = self.core.add_endpoint(guard.number, packed(address))
             self._addresses[endpoint] = address
+            self.note("+e", endpoint, guard.number, packed(address).hex())
         return gone
 
     def sweep(self, endpoints: list[int]) -> int:
@@ -139,10 +199,13 @@ class CompiledTable:
         dropped = self.core.sweep(endpoints)
         for endpoint in endpoints:
             del self._addresses[endpoint]
+            self.note("-e", endpoint)
         return dropped
 
     def drop(self, guard: Guard) -> None:
         """Forget a server whose endpoints are swept; its number goes to another one with another handle."""
+        self.core.forget_server(guard.number)
+        self.note("-s", guard.number)
         del self.guards[guard.name], self._by_number[guard.number]
         self._free.append((guard.number, guard.generation % (_GENERATIONS - 1) + 1))
 
@@ -227,6 +290,8 @@ class CompiledTable:
         held = (self.flows_max, self.server_flows_max, self.fragments_max, self.shards)
         if held == (settings.flows_max, settings.server_flows_max, settings.fragments_max, settings.shards):
             return
+        if self.file is not None:
+            raise ConfigError(f"a flow table in a file stays as it is: {held} flows, of one server, fragments and shards")
         entries = [(shard, entry) for shard in range(self.shards) for entry in self._entries(shard, now_ns)]
         entries.sort(key=lambda found: _worth(found[1]), reverse=True)
         before, numbers = self.core, self.numbers

@@ -6,6 +6,7 @@ AgentError
 ├── BaseVersionError       a patch does not fit what is held: ask for a full state again
 ├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
 ├── CacheError             the cached state on disk can't be used: it is set aside and the agent starts empty
+├── FlowFileError          the flow table of an earlier process can't be used: it is said so and a new one begun
 ├── PacketError            a request for a verdict that is no packet at all: correct the named field
 ├── FilterError            a filter with a value that nothing can have: correct the named field
 └── TooManyTapsError       as many watch verdicts as may: try again when one of them has ended
@@ -42,6 +43,10 @@ class StreamError(AgentError):
 
 class CacheError(AgentError):
     """The cached state on disk can't be used; the message says why."""
+
+
+class FlowFileError(AgentError):
+    """The file of a flow table can't be gone on with; the message says why."""
 
 
 class PacketError(AgentError):

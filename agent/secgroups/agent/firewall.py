@@ -61,6 +61,8 @@ class Engine(Protocol):
 
     def counting_cut(self, update: RulesetUpdate, now_ns: int) -> Iterator[int]: ...
 
+    def mark(self, mark: bytes) -> None: ...
+
     def stats(self, now_ns: int) -> Stats: ...
 
 
@@ -126,6 +128,10 @@ class Firewall:
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
         """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
         return self._engine.apply(update, now_ns)
+
+    def mark(self, mark: bytes) -> None:
+        """Say for a later process, in 32 bytes, what is in force; it holds until the next ``apply`` (see ``flow_file``)."""
+        self._engine.mark(mark)
 
     def server_handle(self, server: str) -> int:
         """Return the number by which records name ``server`` (``project/id``), 0 if it is not guarded.

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import structlog
 
-from secgroups.agent.cache import Cache
+from secgroups.agent.cache import Cache, CachedState
 from secgroups.agent.cache_writer import CacheWriter
+from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
 from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
-from secgroups.agent.replica import Replica
+from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
 from secgroups.agent.services.verdicts import Verdicts
 from secgroups.agent.subscription import Identity, Subscription
@@ -43,9 +44,12 @@ async def run_agent(config: AgentConfig) -> None:
 
 
 async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> None:
-    firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns())
+    state = load(cache, config.agent_id)
+    table = open_table(config, state)
+    firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns(), flows=table)
     replica = Replica(firewall)
-    restore(cache, replica, config.agent_id)
+    if state is not None:
+        replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
     writer = CacheWriter(cache, replica)
     subscription = Subscription(
         config.controller,
@@ -89,18 +93,38 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
-def restore(cache: Cache, replica: Replica, agent_id: str) -> None:
-    """Put the cached state in force. One that can't be used is set aside and said so; the agent then starts empty."""
+def load(cache: Cache, agent_id: str) -> CachedState | None:
+    """Return the cached state. One that can't be used is set aside and said so; the agent then starts empty."""
     try:
-        state = cache.load()
+        return cache.load()
     except CacheError as error:
         aside = ""
         with suppress(OSError):
             aside = str(cache.set_aside())
         log.error("cache_set_aside", agent_id=agent_id, reason=str(error), file=aside)  # noqa: TRY400
-        return
-    if state is not None:
-        replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
+        return None
+
+
+def open_table(config: AgentConfig, state: CachedState | None) -> CompiledTable | None:
+    """Return the flow table that an earlier process may have left, None if flows are not kept. ConfigError if it can't be made.
+
+    ``state`` is what will be enforced: if the flows were judged by just that, they are not judged again.
+    """
+    if not config.flow_table:
+        return None
+    table = CompiledTable(config.engine_settings(), time.monotonic_ns(), Path(config.flow_table))
+    if table.refused:
+        log.error("flow_table_refused", agent_id=config.agent_id, file=config.flow_table, reason=table.refused)
+    same = state is not None and table.inherit(state.ruleset, mark_of(state.store_epoch, held_in(state.ruleset)))
+    log.info(
+        "flow_table_opened",
+        agent_id=config.agent_id,
+        file=config.flow_table,
+        entries=len(table),
+        dropped=table.dropped,
+        judged_by_cached_state=same,
+    )
+    return table
 
 
 def write_ready_file(path: Path, address: str) -> None:

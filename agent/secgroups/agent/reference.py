@@ -121,6 +121,9 @@ class ReferenceEngine:
             packet = unpack(packet, b"", self._server_handles.name)
         return self._decided(packet, now_ns).verdict
 
+    def mark(self, mark: bytes) -> None:
+        """Nothing: the table goes with the process."""
+
     def server_handle(self, server: str) -> int:
         """Return the handle of a guarded server, 0 if it is not guarded."""
         return self._server_handles.handle(server) if server in self._ruleset.servers else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Protocol, TypeVar
 
 from secgroups.agent import convert
@@ -104,8 +105,9 @@ class Replica:
             ),
             now_ns,
         )
-        self._held = HeldVersions(_versions(ruleset))
+        self._held = held_in(ruleset)
         self.store_epoch, self.revision, self.from_cache = store_epoch, ruleset.revision, True
+        self._firewall.mark(mark_of(store_epoch, self._held))
 
     def distrust(self) -> None:
         """Ask for a full state at the next welcome. What is in force stays until that has come whole."""
@@ -198,6 +200,7 @@ class Replica:
         self.revision, self.from_cache = revision, False
         if snapshot_epoch is not None:
             self.store_epoch, self._trusted = snapshot_epoch, True
+        self._firewall.mark(mark_of(self.store_epoch, self._held))
         return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
 
     def _ruleset_update(self, step: _Step, revision: int) -> RulesetUpdate:
@@ -225,6 +228,16 @@ class Replica:
             groups={name: held.groups[name] for kind, name in step.rejected if kind is Kind.GROUP and name in held.groups},
             servers={name: held.servers[name] for kind, name in step.rejected if kind is Kind.SERVER and name in held.servers},
         )
+
+
+def mark_of(store_epoch: str, held: HeldVersions) -> bytes:
+    """Return 32 bytes that stand for a state of a store."""
+    return sha256(f"{store_epoch} {held.digest!r}".encode()).digest()
+
+
+def held_in(ruleset: Ruleset) -> HeldVersions:
+    """Return the versions of all that is in ``ruleset``."""
+    return HeldVersions(_versions(ruleset))
 
 
 def _versions(ruleset: Ruleset) -> dict[ObjectKey, int]:

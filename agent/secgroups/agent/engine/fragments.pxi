@@ -29,14 +29,20 @@ cdef uint32_t find_first_fragment(const Shard *shard, const Record *record) noex
     return NIL
 
 
-cdef void forget_fragment(Shard *shard, uint32_t place) noexcept nogil:
-    cdef FirstFragment *held = &shard.fragments[place]
+cdef inline Record record_of(const FirstFragment *held) noexcept nogil:
+    """Return a record with the fields by which a fragment is found."""
     cdef Record record
-    cdef uint32_t *link
     record.source[0], record.source[1] = held.source[0], held.source[1]
     record.destination[0], record.destination[1] = held.destination[0], held.destination[1]
     record.server, record.fragment_id = held.server, held.fragment_id
     record.protocol, record.direction = held.protocol, held.direction
+    return record
+
+
+cdef void forget_fragment(Shard *shard, uint32_t place) noexcept nogil:
+    cdef FirstFragment *held = &shard.fragments[place]
+    cdef Record record = record_of(held)
+    cdef uint32_t *link
     link = &shard.fragment_buckets[fragment_bucket(shard, &record)]
     while link[0] != place:
         link = &shard.fragments[link[0]].bucket_next
@@ -57,10 +63,29 @@ cdef void forget_fragment(Shard *shard, uint32_t place) noexcept nogil:
     shard.fragments_count -= 1
 
 
+cdef void link_fragment(Shard *shard, uint32_t place) noexcept nogil:
+    """Make a fragment that was written into an entry the newest one."""
+    cdef FirstFragment *made = &shard.fragments[place]
+    cdef Record record = record_of(made)
+    cdef uint32_t bucket = fragment_bucket(shard, &record)
+    if made.rule:
+        shard.rules[made.rule].users += 1
+    made.bucket_next = shard.fragment_buckets[bucket]
+    shard.fragment_buckets[bucket] = place
+    made.newer = NIL
+    made.older = shard.fragments_newest
+    if made.older != NIL:
+        shard.fragments[made.older].newer = place
+    else:
+        shard.fragments_oldest = place
+    shard.fragments_newest = place
+    shard.fragments_count += 1
+
+
 cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noexcept nogil:
     """A newer one takes the place of one with the same key; if there is no room the oldest goes."""
     cdef const Record *record = case.record
-    cdef uint32_t place = find_first_fragment(shard, record), bucket
+    cdef uint32_t place = find_first_fragment(shard, record)
     cdef FirstFragment *made
     if place != NIL:
         forget_fragment(shard, place)
@@ -76,16 +101,4 @@ cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noe
     made.reason, made.rule, made.epoch = case.reason, case.rule, case.server.epoch
     made.deadline_ns = now_ns + FRAGMENT_KEPT_NS
     made.is_held = 1
-    if made.rule:
-        shard.rules[made.rule].users += 1
-    bucket = fragment_bucket(shard, record)
-    made.bucket_next = shard.fragment_buckets[bucket]
-    shard.fragment_buckets[bucket] = place
-    made.newer = NIL
-    made.older = shard.fragments_newest
-    if made.older != NIL:
-        shard.fragments[made.older].newer = place
-    else:
-        shard.fragments_oldest = place
-    shard.fragments_newest = place
-    shard.fragments_count += 1
+    link_fragment(shard, place)

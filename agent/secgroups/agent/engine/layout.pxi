@@ -30,6 +30,10 @@ cdef enum:
     REASONS = 32
     HANDLE_INDEX_BITS = 20
     HANDLE_INDEX_MASK = 0xFFFFF
+    FILE_HEADER_BYTES = 4096
+    FILE_MARK_AT = 2048
+    MARK_BYTES = 32
+    EPOCHS_BYTES = 4 << 20
 
     LABEL_ANYWHERE = 1
     LABEL_IPV4 = 2
@@ -199,6 +203,7 @@ ctypedef struct Endpoint:
     uint64_t address[2]
     uint32_t server
     uint32_t flows
+    uint8_t is_held
 
 ctypedef struct FirstFragment:
     uint64_t source[2]
@@ -413,6 +418,10 @@ ctypedef struct Engine:
     uint64_t revoked_ns[4]
     uint16_t connected
     uint16_t reopenable
+    # A table in a file: its header, then an epoch for each server, then what the shards keep of flows and fragments.
+    char *file
+    size_t file_bytes
+    uint32_t *epochs
     uint32_t taps_open
     Tap taps[TAPS_MAX]
 

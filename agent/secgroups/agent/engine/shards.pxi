@@ -74,36 +74,61 @@ cdef void *take_memory(size_t size) except NULL:
     return made
 
 
-cdef int begin_shard(Engine *engine, Shard *shard, uint32_t flows_max, uint32_t fragments_max) except -1:
+cdef inline size_t whole_pages(size_t size) noexcept nogil:
+    return (size + 4095) // 4096 * 4096
+
+
+cdef size_t kept_bytes(uint32_t flows_max, uint32_t fragments_max) noexcept nogil:
+    """Return how much of a file one shard takes."""
+    return (
+        whole_pages(<size_t>flows_max * sizeof(Flow))
+        + whole_pages(<size_t>flows_max * sizeof(Highs))
+        + whole_pages(<size_t>flows_max * sizeof(uint32_t))
+        + whole_pages(<size_t>fragments_max * sizeof(FirstFragment))
+    )
+
+
+cdef int begin_shard(Engine *engine, Shard *shard, uint32_t number, uint32_t flows_max, uint32_t fragments_max) except -1:
     cdef uint32_t at
+    cdef char *kept = engine.file
     shard.flows_max, shard.fragments_max = flows_max, fragments_max
     shard.chunks = flows_max // CHUNK_FILL + 1
     shard.index_bits = max(1, (flows_max - 1).bit_length())
     shard.first_free = NIL
     shard.index = <uint32_t *>take_memory(<size_t>shard.chunks * CHUNK_WORDS * sizeof(uint32_t))
-    shard.flows = <Flow *>take_memory(<size_t>flows_max * sizeof(Flow))
-    shard.highs = <Highs *>take_memory(<size_t>flows_max * sizeof(Highs))
-    shard.opened = <uint32_t *>take_memory(<size_t>flows_max * sizeof(uint32_t))
+    if kept == NULL:
+        shard.flows = <Flow *>take_memory(<size_t>flows_max * sizeof(Flow))
+        shard.highs = <Highs *>take_memory(<size_t>flows_max * sizeof(Highs))
+        shard.opened = <uint32_t *>take_memory(<size_t>flows_max * sizeof(uint32_t))
+        shard.fragments = <FirstFragment *>take_memory(<size_t>fragments_max * sizeof(FirstFragment))
+    else:
+        kept += FILE_HEADER_BYTES + EPOCHS_BYTES + number * kept_bytes(flows_max, fragments_max)
+        shard.flows = <Flow *>kept
+        shard.highs = <Highs *>(kept + whole_pages(<size_t>flows_max * sizeof(Flow)))
+        shard.opened = <uint32_t *>(<char *>shard.highs + whole_pages(<size_t>flows_max * sizeof(Highs)))
+        shard.fragments = <FirstFragment *>(<char *>shard.opened + whole_pages(<size_t>flows_max * sizeof(uint32_t)))
     shard.links = <Links *>take_memory((<size_t>flows_max + WHEEL_SLOTS) * sizeof(Links))
     for at in range(flows_max, flows_max + WHEEL_SLOTS):
         shard.links[at].wheel_previous = shard.links[at].wheel_next = at
-    shard.fragments = <FirstFragment *>take_memory(<size_t>fragments_max * sizeof(FirstFragment))
     shard.fragment_buckets_count = fragments_max * 2
     shard.fragment_buckets = <uint32_t *>take_memory(<size_t>shard.fragment_buckets_count * sizeof(uint32_t))
     memset(shard.fragment_buckets, 0xFF, shard.fragment_buckets_count * sizeof(uint32_t))
-    for at in range(fragments_max):
-        shard.fragments[at].bucket_next = at + 1 if at + 1 < fragments_max else NIL
+    if engine.file == NULL:
+        # In a file they may be kept ones.
+        for at in range(fragments_max):
+            shard.fragments[at].bucket_next = at + 1 if at + 1 < fragments_max else NIL
     shard.fragments_oldest = shard.fragments_newest = NIL
     return 0
 
 
-cdef void end_shard(Shard *shard) noexcept:
+cdef void end_shard(const Engine *engine, Shard *shard) noexcept:
     sg_give_memory(shard.index, <size_t>shard.chunks * CHUNK_WORDS * sizeof(uint32_t))
-    sg_give_memory(shard.flows, <size_t>shard.flows_max * sizeof(Flow))
-    sg_give_memory(shard.highs, <size_t>shard.flows_max * sizeof(Highs))
-    sg_give_memory(shard.opened, <size_t>shard.flows_max * sizeof(uint32_t))
+    if engine.file == NULL:
+        sg_give_memory(shard.flows, <size_t>shard.flows_max * sizeof(Flow))
+        sg_give_memory(shard.highs, <size_t>shard.flows_max * sizeof(Highs))
+        sg_give_memory(shard.opened, <size_t>shard.flows_max * sizeof(uint32_t))
+        sg_give_memory(shard.fragments, <size_t>shard.fragments_max * sizeof(FirstFragment))
     sg_give_memory(shard.links, (<size_t>shard.flows_max + WHEEL_SLOTS) * sizeof(Links))
-    sg_give_memory(shard.fragments, <size_t>shard.fragments_max * sizeof(FirstFragment))
     sg_give_memory(shard.fragment_buckets, <size_t>shard.fragment_buckets_count * sizeof(uint32_t))
     free(shard.rules)
 
@@ -156,23 +181,29 @@ cdef uint32_t add_policy(Engine *engine) except? 0xFFFFFFFF:
 
 cdef uint32_t add_endpoint(Engine *engine, uint32_t number, uint64_t first, uint64_t second) except? 0xFFFFFFFF:
     cdef uint32_t made = take_item(&engine.endpoint_pool)
-    cdef Server *server = &engine.servers[number]
     engine.endpoints = <Endpoint *>engine.endpoint_pool.items
-    engine.endpoints[made].address[0], engine.endpoints[made].address[1] = first, second
-    engine.endpoints[made].server = number
+    hold_endpoint(engine, made, number, first, second)
+    return made
+
+
+cdef int hold_endpoint(Engine *engine, uint32_t made, uint32_t number, uint64_t first, uint64_t second) except -1:
+    """Make an endpoint of an item that was taken."""
+    cdef Server *server = &engine.servers[number]
+    cdef Endpoint *endpoint = &engine.endpoints[made]
+    cdef bint ipv4 = is_ipv4_pair(first, second)
+    endpoint.address[0], endpoint.address[1] = first, second
+    endpoint.server, endpoint.is_held = number, 1
     put_into(&engine.endpoint_index, mixed(engine, first ^ number, second), made)
-    if not is_plain_source(first, second, is_ipv4_pair(first, second)):
+    if not is_plain_source(first, second, ipv4):
         server.has_odd, server.plain_handle = 1, 0
-    if is_ipv4_pair(first, second):
-        if server.ipv4_endpoint == NIL:
-            server.ipv4_endpoint, server.ipv4 = made, <uint32_t>(second >> 32)
-            return made
-    elif server.ipv6_endpoint == NIL:
+    if ipv4 and server.ipv4_endpoint == NIL:
+        server.ipv4_endpoint, server.ipv4 = made, <uint32_t>(second >> 32)
+    elif not ipv4 and server.ipv6_endpoint == NIL:
         server.ipv6_endpoint = made
         server.ipv6[0], server.ipv6[1] = first, second
-        return made
-    server.has_more = 1
-    return made
+    else:
+        server.has_more = 1
+    return 0
 
 
 cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
