@@ -124,7 +124,7 @@ class FlowFile:
             os.pwrite(self.file, bytes(len(_MAGIC)), 0)
 
     def close(self) -> None:
-        """Leave the file to the next process; nothing may be decided any more. The memory is mapped for as long as the core lives."""
+        """Leave the file to the next process. Nothing may be decided any more, though the memory is mapped while the core lives."""
         fcntl.flock(self.file, fcntl.LOCK_UN)
         for file in (self._names_file, self.file):
             if file >= 0:
