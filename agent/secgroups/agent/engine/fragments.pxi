@@ -94,11 +94,14 @@ cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noe
     place = shard.fragments_free
     made = &shard.fragments[place]
     shard.fragments_free = made.bucket_next
+    # What forgot the entry must be in memory before what is written now, and that before it is held again.
+    sg_write_barrier()
     made.source[0], made.source[1] = record.source[0], record.source[1]
     made.destination[0], made.destination[1] = record.destination[0], record.destination[1]
     made.server, made.fragment_id = record.server, record.fragment_id
     made.protocol, made.direction, made.ip_version = record.protocol, record.direction, record.ip_version
     made.reason, made.rule, made.epoch = case.reason, case.rule, case.server.epoch
     made.deadline_ns = now_ns + FRAGMENT_KEPT_NS
+    sg_write_barrier()
     made.is_held = 1
     link_fragment(shard, place)

@@ -241,20 +241,19 @@ cdef inline void name_rule(Shard *shard, Flow *flow, uint32_t rule, bint commit)
 cdef void bring_up(
     Engine *engine, Shard *shard, const Server *server, Flow *flow, uint32_t place, uint64_t now_ns, bint commit
 ) noexcept nogil:
-    """Judge a flow again in the epoch of now, by the packet that opened it."""
+    """Judge a flow again in the epoch of now, by the packet that opened it; the epoch comes last, as it says that this was done."""
     cdef Opening opening = opening_of_flow(flow)
     cdef uint32_t rule = find_rule(engine, server.policy, &opening)
-    cdef bint was_revoked = flow.status & FLAG_REVOKED
-    flow.epoch = server.epoch
-    if not rule:
+    cdef bint was_revoked = (flow.status & FLAG_REVOKED) != 0
+    if rule:
+        flow.status &= 0xFF ^ FLAG_REVOKED
+        name_rule(shard, flow, rule, commit)
+    else:
         flow.status |= FLAG_REVOKED
-        if not was_revoked:
-            renew(engine, shard, flow, place, now_ns, commit)
-        return
-    flow.status &= 0xFF ^ FLAG_REVOKED
-    name_rule(shard, flow, rule, commit)
-    if was_revoked:
+    if was_revoked != (rule == 0):
         renew(engine, shard, flow, place, now_ns, commit)
+    sg_write_barrier()
+    flow.epoch = server.epoch
 
 
 cdef inline void count_in_flow(
@@ -284,10 +283,12 @@ cdef inline void by_flow(Case *case, const Flow *flow, uint8_t reason, uint8_t s
 cdef void open_at(
     Engine *engine, Shard *shard, const Case *case, uint32_t place, const Opening *opening, uint32_t rule, uint64_t now_ns
 ) noexcept nogil:
-    """Write a flow that ``case`` opens into an entry that is linked and indexed or about to be; the state comes last."""
+    """Write a flow that ``case`` opens into an entry that is linked and indexed or about to be; meanwhile it looks free."""
     cdef Flow *flow = &shard.flows[place]
     cdef uint8_t status = FLAG_INGRESS if opening.direction == INGRESS else 0
     cdef bint by_answerer = opening.direction != case.record.direction
+    flow.status = 0
+    sg_write_barrier()
     flow.remote[0], flow.remote[1] = case.key.remote[0], case.key.remote[1]
     flow.endpoint, flow.local_port, flow.remote_port = case.key.endpoint, case.key.local_port, case.key.remote_port
     flow.protocol, flow.icmp_code = case.key.protocol, case.record.icmp_code
