@@ -235,11 +235,14 @@ cdef class Core:
 
     def forget_fragments(self, uint32_t handle):
         """Forget the first fragments of a server."""
-        cdef uint32_t at, shard
-        for shard in range(self.engine.shards_count):
-            for at in range(self.engine.shards[shard].fragments_max):
-                if self.engine.shards[shard].fragments[at].is_held and self.engine.shards[shard].fragments[at].server == handle:
-                    forget_fragment(&self.engine.shards[shard], at)
+        cdef Shard *shard = &self.engine.shards[(handle & HANDLE_INDEX_MASK) % self.engine.shards_count]
+        cdef uint32_t at
+        with nogil:
+            sg_lock(&shard.lock)
+            for at in range(shard.fragments_max):
+                if shard.fragments[at].is_held and shard.fragments[at].server == handle:
+                    forget_fragment(shard, at)
+            sg_unlock(&shard.lock)
 
     def set_rule(
         self, uint32_t number, uint32_t handle, object rank, uint32_t label, uint16_t protocol, uint16_t first, uint16_t last,
