@@ -69,7 +69,7 @@ cdef inline uint32_t find_endpoint(const Engine *engine, const Server *server, u
     cdef const IndexWord *words = engine.endpoint_index.words
     cdef const Endpoint *endpoint
     if ipv4:
-        if server.ipv4_endpoint != NIL and server.ipv4 == <uint32_t>(second >> 32):
+        if server.ipv4 == second:
             return server.ipv4_endpoint
     elif server.ipv6_endpoint != NIL and server.ipv6[0] == first and server.ipv6[1] == second:
         return server.ipv6_endpoint
@@ -288,6 +288,11 @@ cdef void open_at(
     cdef Flow *flow = &shard.flows[place]
     cdef uint8_t status = FLAG_INGRESS if opening.direction == INGRESS else 0
     cdef bint by_answerer = opening.direction != case.record.direction
+    if not is_plain_source(case.key.remote[0], case.key.remote[1], case.record.ip_version == 4):
+        status |= FLAG_ODD
+    elif case.key.protocol == UDP and case.key.local_port < 1024 and case.key.remote_port < 1024:
+        # The ports of DHCP are among those.
+        status |= FLAG_ODD
     flow.remote[0], flow.remote[1] = case.key.remote[0], case.key.remote[1]
     flow.endpoint, flow.local_port, flow.remote_port = case.key.endpoint, case.key.local_port, case.key.remote_port
     flow.protocol, flow.icmp_code = case.key.protocol, case.record.icmp_code
@@ -573,32 +578,37 @@ cdef void decide_batch(
     uint64_t now_ns, PackedVerdict **verdicts,
 ) noexcept nogil:
     """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked."""
-    cdef uint32_t at
+    cdef uint32_t at, established = 0
     cdef Case *case
     for at in range(count):
         case = &cases[at]
-        if sg_unlikely(not prepare_plain(engine, case)):
-            prepare(engine, case, quotes, quotes_count)
-            if case.kind != KIND_KEYED:
-                continue
-        case.hash = hash_of(shard, &case.key)
+        if sg_unlikely(not prepare_quick(engine, shard, case)):
+            if sg_unlikely(not prepare_plain(engine, case)):
+                prepare(engine, case, quotes, quotes_count)
+                if case.kind != KIND_KEYED:
+                    continue
+            case.hash = hash_of(shard, &case.key)
         sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
     for at in range(count):
         case = &cases[at]
-        if case.kind >= KIND_KEYED:
+        if sg_likely(case.kind >= KIND_KEYED):
             case.found = first_guess(shard, case.hash)
             if sg_likely(case.found != NIL):
                 sg_prefetch(&shard.flows[case.found])
-            else:
+            elif case.kind == KIND_PLAIN:
                 prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
     for at in range(count):
         case = &cases[at]
-        if sg_likely(case.kind == KIND_PLAIN):
+        if sg_likely(case.kind == KIND_QUICK):
             if sg_likely(go_on(engine, shard, case, now_ns, verdicts[at])):
+                established += 1
                 if sg_unlikely(engine.taps_open):
                     case.reason, case.quote = REASON_ESTABLISHED, NULL
                     offer(engine, case, verdicts[at], now_ns)
                 continue
+            if not prepare_plain(engine, case):
+                prepare(engine, case, quotes, quotes_count)
+        if case.kind == KIND_PLAIN:
             begin_long_way(case)
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, case, now_ns, NULL)
@@ -606,3 +616,4 @@ cdef void decide_batch(
         write_verdict(shard, case, verdicts[at])
         if sg_unlikely(engine.taps_open):
             offer(engine, case, verdicts[at], now_ns)
+    shard.reasons[REASON_ESTABLISHED] += established

@@ -14,7 +14,7 @@ cdef int by_age(const void *a, const void *b) noexcept nogil:
 cdef bint makes_sense(const Engine *engine, const Shard *shard, uint32_t number, const Flow *flow, uint64_t now_ns) noexcept nogil:
     cdef uint8_t state = flow.status & STATE_MASK
     cdef const Endpoint *endpoint
-    if not 1 <= state <= STATE_ANSWERED or (flow.protocol == TCP) != (state < STATE_UNANSWERED) or flow.status & 0x80:
+    if not 1 <= state <= STATE_ANSWERED or (flow.protocol == TCP) != (state < STATE_UNANSWERED):
         return False
     if flow.endpoint >= engine.endpoint_pool.used or not flow.rule or flow.rule >= engine.rules_room or not shard.rules[flow.rule].handle:
         return False

@@ -45,6 +45,7 @@ cdef extern from *:
 
     static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
     static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
+    static inline uint32_t sg_rotate16(uint32_t word) { return word << 16 | word >> 16; }
     static inline int sg_lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
     static inline uint32_t sg_swap32(uint32_t word) { return __builtin_bswap32(word); }
     static inline uint64_t sg_swap64(uint64_t word) { return __builtin_bswap64(word); }
@@ -116,6 +117,7 @@ cdef extern from *:
     uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) noexcept nogil
     uint64_t sg_word(const void *at) noexcept nogil
     uint32_t sg_half_word(const void *at) noexcept nogil
+    uint32_t sg_rotate16(uint32_t word) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil
