@@ -520,7 +520,9 @@ cdef inline void conclude(Engine *engine, Shard *shard, Case *case, uint64_t now
     cdef bint commit = copy == NULL
     cdef Flow *flow
     if case.kind == KIND_KEYED:
-        if place == NIL or not shard.flows[place].status or not is_flow_of(&shard.flows[place], &case.key):
+        if place == NOWHERE:
+            place = NIL
+        elif place == NIL or not shard.flows[place].status or not is_flow_of(&shard.flows[place], &case.key):
             place = find_entry(shard, &case.key, case.hash)
         if place != NIL and shard.flows[place].deadline_ns > now_ns:
             case.flow = place
@@ -578,7 +580,7 @@ cdef void decide_batch(
     uint64_t now_ns, PackedVerdict **verdicts,
 ) noexcept nogil:
     """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked."""
-    cdef uint32_t at, established = 0
+    cdef uint32_t at, established = 0, indexed = shard.indexed, guessed
     cdef Case *case
     for at in range(count):
         case = &cases[at]
@@ -593,7 +595,7 @@ cdef void decide_batch(
         case = &cases[at]
         if sg_likely(case.kind >= KIND_KEYED):
             case.found = first_guess(shard, case.hash)
-            if sg_likely(case.found != NIL):
+            if sg_likely(case.found < NOWHERE):
                 sg_prefetch(&shard.flows[case.found])
             elif case.kind == KIND_PLAIN:
                 prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
@@ -606,10 +608,15 @@ cdef void decide_batch(
                     case.reason, case.quote = REASON_ESTABLISHED, NULL
                     offer(engine, case, verdicts[at], now_ns)
                 continue
+            guessed = case.found
             if not prepare_plain(engine, case):
                 prepare(engine, case, quotes, quotes_count)
+                case.found = guessed
         if case.kind == KIND_PLAIN:
             begin_long_way(case)
+        if case.found == NOWHERE and shard.indexed != indexed:
+            # A packet before this one may have opened it.
+            case.found = NIL
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, case, now_ns, NULL)
         finish(shard, case, now_ns)

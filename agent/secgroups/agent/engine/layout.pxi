@@ -3,6 +3,8 @@
 
 cdef enum:
     NIL = 0xFFFFFFFF
+    # Of a guess: there is no such flow anywhere.
+    NOWHERE = 0xFFFFFFFE
     CHUNK_WORDS = 16
     CHUNK_FLOWS = 15
     # Chunks are this full on average when the table is.
@@ -337,6 +339,8 @@ ctypedef struct Shard:
     int index_bits
     uint32_t servers
     uint32_t idle_cursor
+    # How often an entry was indexed.
+    uint32_t indexed
     uint64_t wheel_tick
     uint64_t seed[6]
     Flow *flows

@@ -108,7 +108,7 @@ cdef inline bint go_on(Engine *engine, Shard *shard, Case *case, uint64_t now_ns
     cdef uint64_t deadline_ns
     cdef uint8_t state = STATE_ANSWERED, kind = 1
     cdef uint32_t by_answerer
-    if sg_unlikely(case.found == NIL):
+    if sg_unlikely(case.found >= NOWHERE):
         return False
     flow = &shard.flows[case.found]
     if sg_unlikely(

@@ -33,11 +33,11 @@ cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
 
 
 cdef inline uint32_t first_guess(const Shard *shard, uint64_t hashed) noexcept nogil:
-    """Return where a flow with this hash is most likely to be; NIL if its home chunk has no such tag."""
+    """Return where a flow with this hash is most likely to be; NIL if not in its home chunk, NOWHERE if not elsewhere either."""
     cdef const uint32_t *chunk = shard.index + <size_t>chunk_of(shard, hashed) * CHUNK_WORDS
     cdef uint32_t fits = sg_match(chunk, shard.index_bits, tag_of(shard, hashed))
     if not fits:
-        return NIL
+        return NIL if chunk[CHUNK_FLOWS] else NOWHERE
     return chunk[sg_lowest_bit(fits)] & ((<uint32_t>1 << shard.index_bits) - 1)
 
 
@@ -63,6 +63,7 @@ cdef void put_in_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept n
     """The last word of a chunk counts the entries that found it full and went on."""
     cdef uint32_t at = chunk_of(shard, hashed), slot
     cdef uint32_t *chunk
+    shard.indexed += 1
     while True:
         chunk = shard.index + <size_t>at * CHUNK_WORDS
         for slot in range(CHUNK_FLOWS):
