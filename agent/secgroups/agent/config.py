@@ -37,9 +37,7 @@ class AgentConfig:
     controller: str = _setting("127.0.0.1:7700", "where the controller listens: HOST:PORT or unix:PATH")
     listen: str = _setting("127.0.0.1:7710", "where to answer verdicts: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
     state_dir: str = _setting("", "folder for the cached state; of this agent alone")
-    flow_table: str = _setting(
-        "", "file to keep flows in for the next start, best on a tmpfs; none: in memory alone"
-    )
+    flow_table: str = _setting("", "file to keep flows in for the next start, best on a tmpfs; none: in memory alone")
     flows_max: int = _setting(_ENGINE.flows_max, "capacity of the flow table")
     server_flows_max: int = _setting(_ENGINE.server_flows_max, "most flows of one server")
     shards: int = _setting(_ENGINE.shards, "how many threads may decide at once; servers and tables are divided among them")
