@@ -206,7 +206,7 @@ class Rulebook:
         for policy in group.policies:
             self._core.change_policy(policy.number, numbers_gone, [])
         for rule in gone:
-            self._remove_rule(group_id, group, rule)
+            self._remove_rule(group_id, group, rule, stays=rule.id in rules)
         numbers_new = [self._add_rule(group_id, group, rule) for rule_id, rule in rules.items() if rule_id not in group.rules]
         for policy in group.policies:
             self._core.change_policy(policy.number, [], numbers_new)
@@ -258,12 +258,14 @@ class Rulebook:
         group.rules[rule.id], group.numbers[rule.id] = rule, number
         return number
 
-    def _remove_rule(self, group_id: str, group: _Group, rule: Rule) -> None:
+    def _remove_rule(self, group_id: str, group: _Group, rule: Rule, *, stays: bool) -> None:
+        """Take a rule out; one that ``stays``, with other content, keeps its number and what was counted."""
         number = group.numbers.pop(rule.id)
         del group.rules[rule.id]
         self._give_label(group_id, rule)
         self._ranks.remove((rule.id, group_id))
-        self._numbers.give(number)
+        if not stays:
+            self._numbers.give(number)
 
     def _take_label(self, group_id: str, rule: Rule) -> int:
         remote = rule.remote
