@@ -494,6 +494,28 @@ cdef class Core:
         shard.flows[made].endpoint = endpoint
         link_entry(&self.engine, shard, made, now_ns)
 
+    def adopt_fragments(self, Core other):
+        """Take over the first fragments of another core whose servers and rules have the same numbers; the oldest go if need be."""
+        cdef Shard *theirs
+        cdef Shard *shard
+        cdef FirstFragment *held
+        cdef uint32_t number, place, made
+        cdef list found = []
+        for number in range(other.engine.shards_count):
+            theirs = &other.engine.shards[number]
+            place = theirs.fragments_oldest
+            while place != NIL:
+                found.append((theirs.fragments[place].deadline_ns, number, place))
+                place = theirs.fragments[place].newer
+        # They are in order of age within a shard, and a sort leaves those of equal age as they are.
+        found.sort(key=lambda each: each[0])
+        for _, number, place in found:
+            held = &other.engine.shards[number].fragments[place]
+            shard = &self.engine.shards[(held.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
+            made = take_fragment(shard)
+            shard.fragments[made] = held[0]
+            link_fragment(shard, made, bucket_of_held(shard, held))
+
     def server_flows(self, uint32_t number) -> int:
         """Return how many entries a server has taken."""
         return self.engine.servers[number].flows

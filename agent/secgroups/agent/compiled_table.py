@@ -248,6 +248,7 @@ class CompiledTable:
         # In ascending order of opening among those unanswered, for that is the order in which they go.
         for shard, entry in reversed(kept):
             self.core.adopt(before, shard, entry.place, endpoints[entry.endpoint], now_ns)
+        self.core.adopt_fragments(before)
 
     def _entries(self, shard: int, now_ns: int, server: int = -1, state: int = 0, port: int = -1) -> Iterator[Entry]:
         start = 0
