@@ -203,9 +203,13 @@ cdef class Core:
     ):
         """Write a rule; protocol 256 is any, ``first`` and ``last`` are ports, or type * 256 + code for ICMP."""
         cdef Rule *rule = &self.engine.rules[number]
-        cdef uint32_t at
         rule.rank, rule.label, rule.protocol, rule.first, rule.last = rank, label, protocol, first, last
         rule.direction, rule.is_in_force = direction, 1
+        self.set_handle(number, handle)
+
+    def set_handle(self, uint32_t number, uint32_t handle):
+        """Say what packed verdicts call a rule, in force or gone."""
+        cdef uint32_t at
         for at in range(self.engine.shards_count):
             self.engine.shards[at].rules[number].handle = handle
 

@@ -132,6 +132,8 @@ class RuleNumbers:
         self._handles, self._handle_of, self._last_handle = other._handles, other._handle_of, other._last_handle
         self._free, self._used, self._room = other._free, other._used, other._room
         self._core.grow_rules(self._room)
+        for number, handle in self._handle_of.items():
+            self._core.set_handle(number, handle)
 
     def in_force(self) -> Iterable[int]:
         """Return the numbers of the rules in force."""
