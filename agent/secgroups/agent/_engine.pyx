@@ -27,6 +27,7 @@ include "engine/fragments.pxi"
 include "engine/taps.pxi"
 include "engine/judge.pxi"
 include "engine/packing.pxi"
+include "engine/checks.pxi"
 
 RECORD_BYTES = sizeof(Record)
 QUOTE_BYTES = sizeof(Quote)
@@ -469,6 +470,32 @@ cdef class Core:
             memset(shard.reasons, 0, sizeof(shard.reasons))
             for number in range(self.engine.rules_room):
                 shard.rules[number].packets = shard.rules[number].bytes = shard.rules[number].flows = 0
+
+    def check(self, uint64_t now_ns) -> list[str]:
+        """Return what is not as it must be in tables and rules, nothing if all is well. For tests: it takes its time."""
+        cdef uint32_t at, number
+        cdef Faults faults = Faults()
+        cdef list endpoint_flows = [0] * self.engine.endpoint_pool.used, server_flows = [0] * self.engine.servers_used, users
+        self.lock()
+        try:
+            for number in range(self.engine.shards_count):
+                users = [0] * self.engine.rules_room
+                check_flows(&self.engine, number, faults, endpoint_flows, server_flows, users)
+                check_index(&self.engine, &self.engine.shards[number], faults)
+                check_wheel(&self.engine.shards[number], now_ns, faults)
+                check_unanswered(&self.engine, number, faults)
+                check_fragments(&self.engine.shards[number], faults)
+                for at in range(1, self.engine.rules_room):
+                    faults.unless(self.engine.shards[number].rules[at].users == users[at], "users of rule", at)
+            for at in range(self.engine.servers_used):
+                faults.unless(self.engine.servers[at].flows == server_flows[at], "flows of server", at)
+            for at in range(self.engine.endpoint_pool.used):
+                # Of a free endpoint nothing counts; the rest of its item is zero.
+                faults.unless(self.engine.endpoints[at].flows == endpoint_flows[at], "flows of endpoint", at)
+            check_rules(&self.engine, faults)
+        finally:
+            self.unlock()
+        return faults.found
 
     def count_states(self, uint64_t now_ns) -> list[int]:
         """Return how many live flows there are in each state; [0] are those revoked."""

@@ -104,6 +104,10 @@ class CompiledTable:
         """Return how many entries are taken, by flows that are over as well."""
         return int(self.core.figures()["entries"])
 
+    def check(self, now_ns: int) -> list[str]:
+        """Return what contradicts itself in the tables, nothing if all is well. For tests."""
+        return self.core.check(now_ns)
+
     def held_by(self, server: str) -> int:
         """Return how many entries are taken by ``server``."""
         guard = self.guards.get(server)
