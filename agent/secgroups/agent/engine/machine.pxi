@@ -63,10 +63,7 @@ cdef extern from *:
     /* Zeroed memory of the size of a table. The checked build takes each from malloc, where every access is watched. */
     static inline void *sg_take_memory(size_t bytes) {
     #ifdef SECGROUPS_CHECKED
-        void *made = NULL;
-        if (posix_memalign(&made, 64, bytes)) return NULL;
-        memset(made, 0, bytes);
-        return made;
+        return calloc(1, bytes);
     #else
         void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (made == MAP_FAILED) return NULL;
