@@ -353,7 +353,7 @@ cdef void reopen(
     cdef Opening opening = opening_of(engine, case)
     cdef uint32_t rule = find_rule(engine, case.server.policy, &opening)
     if not rule:
-        case.reason, case.step = REASON_NO_RULE, 11
+        case.reason, case.step, case.rule = REASON_NO_RULE, 11, 0
         if flow.status & FLAG_REVOKED:
             renew(engine, shard, flow, place, now_ns, commit)
         return

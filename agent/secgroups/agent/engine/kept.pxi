@@ -88,6 +88,6 @@ cdef int keep_fragments(Engine *engine, Shard *shard, uint64_t now_ns) except -1
             shard.fragments_free = at
     qsort(held, count, sizeof(Aged), by_age)
     for at in range(count):
-        link_fragment(shard, held[at].place)
+        link_fragment(shard, held[at].place, bucket_of_held(shard, &shard.fragments[held[at].place]))
     free(held)
     return 0

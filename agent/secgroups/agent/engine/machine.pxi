@@ -66,10 +66,7 @@ cdef extern from *:
     /* Zeroed memory of the size of a table. The checked build takes each from malloc, where every access is watched. */
     static inline void *sg_take_memory(size_t bytes) {
     #ifdef SECGROUPS_CHECKED
-        void *made = NULL;
-        if (posix_memalign(&made, 64, bytes)) return NULL;
-        memset(made, 0, bytes);
-        return made;
+        return calloc(1, bytes);
     #else
         const size_t huge = 2 << 20;
         size_t whole = bytes < huge ? bytes : (bytes + huge - 1) / huge * huge, spare = bytes < huge ? 0 : huge;

@@ -210,13 +210,13 @@ cdef uint32_t purge(Engine *engine, Shard *shard, uint64_t now_ns, uint32_t most
     while most:
         head = shard.flows_max + <uint32_t>(shard.wheel_tick & (WHEEL_SLOTS - 1))
         place = shard.links[head].wheel_next
+        # From ``last`` on are those that were put off into this same slot, which comes round again.
         if place == head or place == last:
             if shard.wheel_tick >= now_tick:
                 break
-            if place == head:
-                shard.wheel_tick += 1
-                last = NIL
-                continue
+            shard.wheel_tick += 1
+            last = NIL
+            continue
         most -= 1
         flow = &shard.flows[place]
         if flow.deadline_ns <= now_ns:
