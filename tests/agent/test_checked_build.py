@@ -1,4 +1,4 @@
-"""The engine's tests once more, on a build in which every access to memory and all arithmetic is checked (scripts/build_checked)."""
+"""The engine's tests once more, on a build that checks every access to memory and all arithmetic (scripts/build_checked)."""
 
 from __future__ import annotations
 

@@ -529,12 +529,6 @@ cdef class Core:
         memset(pool.items + <size_t>number * pool.item_bytes, 0, pool.item_bytes)
         return 0
 
-    def set_handle(self, uint32_t number, uint32_t handle):
-        """Give a rule, which is not in force, its handle."""
-        cdef uint32_t at
-        for at in range(self.engine.shards_count):
-            self.engine.shards[at].rules[number].handle = handle
-
     def keep(self, uint64_t now_ns) -> int:
         """Go on with the flows and fragments in the file; return how many live flows made no sense and were dropped."""
         cdef uint32_t at

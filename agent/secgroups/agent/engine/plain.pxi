@@ -46,7 +46,7 @@ cdef inline bint prepare_plain(Engine *engine, Case *case) noexcept nogil:
             case.key.endpoint = server.ipv4_endpoint
         else:
             case.key.endpoint = find_endpoint(engine, server, here[0], here[1], True)
-    elif sg_likely(record.ip_version == 6 and not is_ipv4_pair(there[0], there[1])):
+    elif sg_likely(record.ip_version == 6 and not is_ipv4_pair(here[0], here[1]) and not is_ipv4_pair(there[0], there[1])):
         case.key.endpoint = find_endpoint(engine, server, here[0], here[1], False)
     else:
         return False
