@@ -26,7 +26,8 @@ NONSENSE: list[tuple[str, int, bytes]] = [
     ("a rule that there is not", RULE, b"\xff\xff\xff\xff"),
     ("a rule that has no name", RULE, (60).to_bytes(4, "little")),
     ("a state that there is not", STATUS, b"\x0f"),
-    ("a flag that there is not", STATUS, b"\xf4"),
+    ("a flag that is not its own", STATUS, b"\xb4"),
+    ("no port", REMOTE_PORT, bytes(2)),
     ("no state", STATUS, b"\x20"),
     ("a state of another protocol", STATUS, b"\x3b"),
     ("a protocol of another state", PROTOCOL, b"\x11"),
@@ -128,6 +129,7 @@ def test_whatever_a_file_holds_the_agent_works_and_what_makes_sense_goes_on(file
         world.now_ns = now_ns
         write(file, FLOWS_AT, damaged(chance, table))
         world.up(held, judged=chance.random() < 0.5)
+        assert world.table.check(world.now_ns) == []
         flows = list(world.firewall.live(world.now_ns))
         assert len(flows) == len(world.table) == world.table.held_by(DB) + world.table.held_by(WEB) <= 64
         for flow in flows:
@@ -147,6 +149,7 @@ def test_whatever_a_file_holds_the_agent_works_and_what_makes_sense_goes_on(file
         for number in range(80):
             world.firewall.decide(udp("10.0.0.5", CLIENT, 53, source_port=6000 + number), world.now_ns)
         assert len(world.table) <= 64
+        assert world.table.check(world.now_ns) == []
         world.down()
 
 

@@ -126,6 +126,7 @@ def live(path: Path, seed: int, *, judged: bool, **settings: object) -> dict[str
         if is_down:
             restless.up(held, judged=judged)
             assert (restless.table.refused, restless.table.dropped) == ("", 0)
+            assert restless.table.check(restless.now_ns) == []
         if change is not None:
             applied = [world.apply(**change) for world in (steady, restless)]
             if judged:

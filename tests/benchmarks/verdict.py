@@ -28,6 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import stream
 from traffic import (
     ACK,
     BATCH,
@@ -90,6 +91,9 @@ def measure(*, quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Sprea
         spreads[f"denied_ns_{name}_rules"] = denied(rules)
     say("changes")
     spreads |= changes()
+    if not quick:
+        say("stream")
+        spreads |= stream.measure(RUNS)
     return spreads, conditions()
 
 

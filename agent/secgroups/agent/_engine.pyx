@@ -31,6 +31,7 @@ include "engine/taps.pxi"
 include "engine/plain.pxi"
 include "engine/judge.pxi"
 include "engine/packing.pxi"
+include "engine/checks.pxi"
 
 RECORD_BYTES = sizeof(Record)
 QUOTE_BYTES = sizeof(Quote)
@@ -250,9 +251,13 @@ cdef class Core:
     ):
         """Write a rule; protocol 256 is any, ``first`` and ``last`` are ports, or type * 256 + code for ICMP."""
         cdef Rule *rule = &self.engine.rules[number]
-        cdef uint32_t at
         rule.rank, rule.label, rule.protocol, rule.first, rule.last = rank, label, protocol, first, last
         rule.direction, rule.is_in_force = direction, 1
+        self.set_handle(number, handle)
+
+    def set_handle(self, uint32_t number, uint32_t handle):
+        """Say what packed verdicts call a rule, in force or gone."""
+        cdef uint32_t at
         for at in range(self.engine.shards_count):
             self.engine.shards[at].rules[number].handle = handle
 
@@ -512,12 +517,6 @@ cdef class Core:
             if number not in endpoints:
                 give_item(pool, number)
 
-    def set_handle(self, uint32_t number, uint32_t handle):
-        """Give a rule, which is not in force, its handle."""
-        cdef uint32_t at
-        for at in range(self.engine.shards_count):
-            self.engine.shards[at].rules[number].handle = handle
-
     def keep(self, uint64_t now_ns) -> int:
         """Go on with the flows and fragments in the file; return how many live flows made no sense, or had no room, and were dropped."""
         cdef uint32_t at
@@ -560,6 +559,32 @@ cdef class Core:
             for number in range(self.engine.rules_room):
                 shard.rules[number].packets = shard.rules[number].bytes = shard.rules[number].flows = 0
 
+    def check(self, uint64_t now_ns) -> list[str]:
+        """Return what is not as it must be in tables and rules, nothing if all is well. For tests: it takes its time."""
+        cdef uint32_t at, number
+        cdef Faults faults = Faults()
+        cdef list endpoint_flows = [0] * self.engine.endpoint_pool.used, server_flows = [0] * self.engine.servers_used, users
+        self.lock()
+        try:
+            for number in range(self.engine.shards_count):
+                users = [0] * self.engine.rules_room
+                check_flows(&self.engine, number, faults, endpoint_flows, server_flows, users)
+                check_index(&self.engine, &self.engine.shards[number], faults)
+                check_wheel(&self.engine.shards[number], now_ns, faults)
+                check_unanswered(&self.engine, number, faults)
+                check_fragments(&self.engine.shards[number], faults)
+                for at in range(1, self.engine.rules_room):
+                    faults.unless(self.engine.shards[number].rules[at].users == users[at], "users of rule", at)
+            for at in range(self.engine.servers_used):
+                faults.unless(self.engine.servers[at].flows == server_flows[at], "flows of server", at)
+            for at in range(self.engine.endpoint_pool.used):
+                # Of a free endpoint nothing counts; the rest of its item is zero.
+                faults.unless(self.engine.endpoints[at].flows == endpoint_flows[at], "flows of endpoint", at)
+            check_rules(&self.engine, faults)
+        finally:
+            self.unlock()
+        return faults.found
+
     def count_states(self, uint64_t now_ns) -> list[int]:
         """Return how many live flows there are in each state; [0] are those revoked."""
         cdef uint32_t at, place
@@ -587,6 +612,28 @@ cdef class Core:
         shard.flows[made], shard.highs[made], shard.opened[made] = theirs.flows[place], theirs.highs[place], theirs.opened[place]
         shard.flows[made].endpoint = endpoint
         link_entry(&self.engine, shard, made, now_ns)
+
+    def adopt_fragments(self, Core other):
+        """Take over the first fragments of another core whose servers and rules have the same numbers; the oldest go if need be."""
+        cdef Shard *theirs
+        cdef Shard *shard
+        cdef FirstFragment *held
+        cdef uint32_t number, place, made
+        cdef list found = []
+        for number in range(other.engine.shards_count):
+            theirs = &other.engine.shards[number]
+            place = theirs.fragments_oldest
+            while place != NIL:
+                found.append((theirs.fragments[place].deadline_ns, number, place))
+                place = theirs.fragments[place].newer
+        # They are in order of age within a shard, and a sort leaves those of equal age as they are.
+        found.sort(key=lambda each: each[0])
+        for _, number, place in found:
+            held = &other.engine.shards[number].fragments[place]
+            shard = &self.engine.shards[(held.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
+            made = take_fragment(shard)
+            shard.fragments[made] = held[0]
+            link_fragment(shard, made, bucket_of_held(shard, held))
 
     def server_flows(self, uint32_t number) -> int:
         """Return how many entries a server has taken."""

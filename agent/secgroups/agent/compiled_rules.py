@@ -150,6 +150,8 @@ class RuleNumbers:
         self._handle_of, self._last_handle = other._handle_of, other._last_handle
         self._free, self._used, self._room = other._free, other._used, other._room
         self._core.grow_rules(self._room)
+        for number, handle in self._handle_of.items():
+            self._core.set_handle(number, handle)
 
     def in_force(self) -> Iterable[int]:
         """Return the numbers of the rules in force."""
@@ -225,7 +227,7 @@ class Rulebook:
         for policy in group.policies:
             self._core.change_policy(policy.number, numbers_gone, [])
         for rule in gone:
-            self._remove_rule(group_id, group, rule)
+            self._remove_rule(group_id, group, rule, stays=rule.id in rules)
         numbers_new = [self._add_rule(group_id, group, rule) for rule_id, rule in rules.items() if rule_id not in group.rules]
         for policy in group.policies:
             self._core.change_policy(policy.number, [], numbers_new)
@@ -277,12 +279,14 @@ class Rulebook:
         group.rules[rule.id], group.numbers[rule.id] = rule, number
         return number
 
-    def _remove_rule(self, group_id: str, group: _Group, rule: Rule) -> None:
+    def _remove_rule(self, group_id: str, group: _Group, rule: Rule, *, stays: bool) -> None:
+        """Take a rule out; one that ``stays``, with other content, keeps its number and what was counted."""
         number = group.numbers.pop(rule.id)
         del group.rules[rule.id]
         self._give_label(group_id, rule)
         self._ranks.remove((rule.id, group_id))
-        self._numbers.give(number)
+        if not stays:
+            self._numbers.give(number)
 
     def _take_label(self, group_id: str, rule: Rule) -> int:
         remote = rule.remote

@@ -167,6 +167,10 @@ class CompiledTable:
         """Return how many entries are taken, by flows that are over as well."""
         return int(self.core.figures()["entries"])
 
+    def check(self, now_ns: int) -> list[str]:
+        """Return what contradicts itself in the tables, nothing if all is well. For tests."""
+        return self.core.check(now_ns)
+
     def held_by(self, server: str) -> int:
         """Return how many entries are taken by ``server``."""
         guard = self.guards.get(server)
@@ -318,6 +322,7 @@ class CompiledTable:
         # In ascending order of opening among those unanswered, for that is the order in which they go.
         for shard, entry in reversed(kept):
             self.core.adopt(before, shard, entry.place, endpoints[entry.endpoint], now_ns)
+        self.core.adopt_fragments(before)
 
     def _entries(self, shard: int, now_ns: int, server: int = -1, state: int = 0, port: int = -1) -> Iterator[Entry]:
         start = 0

@@ -29,21 +29,18 @@ cdef uint32_t find_first_fragment(const Shard *shard, const Record *record) noex
     return NIL
 
 
-cdef inline Record record_of(const FirstFragment *held) noexcept nogil:
-    """Return a record with the fields by which a fragment is found."""
+cdef uint32_t bucket_of_held(const Shard *shard, const FirstFragment *held) noexcept nogil:
     cdef Record record
     record.source[0], record.source[1] = held.source[0], held.source[1]
     record.destination[0], record.destination[1] = held.destination[0], held.destination[1]
     record.server, record.fragment_id = held.server, held.fragment_id
     record.protocol, record.direction = held.protocol, held.direction
-    return record
+    return fragment_bucket(shard, &record)
 
 
 cdef void forget_fragment(Shard *shard, uint32_t place) noexcept nogil:
     cdef FirstFragment *held = &shard.fragments[place]
-    cdef Record record = record_of(held)
-    cdef uint32_t *link
-    link = &shard.fragment_buckets[fragment_bucket(shard, &record)]
+    cdef uint32_t *link = &shard.fragment_buckets[bucket_of_held(shard, held)]
     while link[0] != place:
         link = &shard.fragments[link[0]].bucket_next
     link[0] = held.bucket_next
@@ -63,11 +60,21 @@ cdef void forget_fragment(Shard *shard, uint32_t place) noexcept nogil:
     shard.fragments_count -= 1
 
 
-cdef void link_fragment(Shard *shard, uint32_t place) noexcept nogil:
-    """Make a fragment that was written into an entry the newest one."""
+cdef uint32_t take_fragment(Shard *shard) noexcept nogil:
+    """Return a free place; if there is none the oldest goes."""
+    cdef uint32_t place
+    if shard.fragments_count == shard.fragments_max:
+        forget_fragment(shard, shard.fragments_oldest)
+    place = shard.fragments_free
+    shard.fragments_free = shard.fragments[place].bucket_next
+    return place
+
+
+cdef void link_fragment(Shard *shard, uint32_t place, uint32_t bucket) noexcept nogil:
+    """Hold what was written at ``place`` as the newest."""
     cdef FirstFragment *made = &shard.fragments[place]
-    cdef Record record = record_of(made)
-    cdef uint32_t bucket = fragment_bucket(shard, &record)
+    sg_write_barrier()
+    made.is_held = 1
     if made.rule:
         shard.rules[made.rule].users += 1
     made.bucket_next = shard.fragment_buckets[bucket]
@@ -89,12 +96,9 @@ cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noe
     cdef FirstFragment *made
     if place != NIL:
         forget_fragment(shard, place)
-    if shard.fragments_count == shard.fragments_max:
-        forget_fragment(shard, shard.fragments_oldest)
-    place = shard.fragments_free
+    place = take_fragment(shard)
     made = &shard.fragments[place]
-    shard.fragments_free = made.bucket_next
-    # What forgot the entry must be in memory before what is written now, and that before it is held again.
+    # What forgot the entry must be in memory before what is written now.
     sg_write_barrier()
     made.source[0], made.source[1] = record.source[0], record.source[1]
     made.destination[0], made.destination[1] = record.destination[0], record.destination[1]
@@ -102,6 +106,4 @@ cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noe
     made.protocol, made.direction, made.ip_version = record.protocol, record.direction, record.ip_version
     made.reason, made.rule, made.epoch = case.reason, case.rule, case.server.epoch
     made.deadline_ns = now_ns + FRAGMENT_KEPT_NS
-    sg_write_barrier()
-    made.is_held = 1
-    link_fragment(shard, place)
+    link_fragment(shard, place, fragment_bucket(shard, record))

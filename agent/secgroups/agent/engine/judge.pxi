@@ -69,7 +69,7 @@ cdef inline uint32_t find_endpoint(const Engine *engine, const Server *server, u
     cdef const IndexWord *words = engine.endpoint_index.words
     cdef const Endpoint *endpoint
     if ipv4:
-        if server.ipv4_endpoint != NIL and server.ipv4 == <uint32_t>(second >> 32):
+        if server.ipv4 == second:
             return server.ipv4_endpoint
     elif server.ipv6_endpoint != NIL and server.ipv6[0] == first and server.ipv6[1] == second:
         return server.ipv6_endpoint
@@ -280,6 +280,14 @@ cdef inline void by_flow(Case *case, const Flow *flow, uint8_t reason, uint8_t s
     case.reason, case.step, case.rule = reason, step, flow.rule
 
 
+cdef inline bint is_odd(const Flow *flow) noexcept nogil:
+    """Whether packets of a flow have to be looked at before the table."""
+    if not is_plain_source(flow.remote[0], flow.remote[1], is_ipv4_pair(flow.remote[0], flow.remote[1])):
+        return True
+    # The ports of DHCP are among those.
+    return flow.protocol == UDP and flow.local_port < 1024 and flow.remote_port < 1024
+
+
 cdef void open_at(
     Engine *engine, Shard *shard, const Case *case, uint32_t place, const Opening *opening, uint32_t rule, uint64_t now_ns
 ) noexcept nogil:
@@ -306,6 +314,8 @@ cdef void open_at(
         status |= STATE_ESTABLISHED
     flow.deadline_ns = now_ns + engine.timeouts_ns[engine.protocol_class[flow.protocol]][status & STATE_MASK]
     shard.rules[rule].users += 1
+    if is_odd(flow):
+        status |= FLAG_ODD
     sg_write_barrier()
     flow.status = status
 
@@ -349,7 +359,7 @@ cdef void reopen(
     cdef Opening opening = opening_of(engine, case)
     cdef uint32_t rule = find_rule(engine, case.server.policy, &opening)
     if not rule:
-        case.reason, case.step = REASON_NO_RULE, 11
+        case.reason, case.step, case.rule = REASON_NO_RULE, 11, 0
         if flow.status & FLAG_REVOKED:
             renew(engine, shard, flow, place, now_ns, commit)
         return
@@ -516,7 +526,9 @@ cdef inline void conclude(Engine *engine, Shard *shard, Case *case, uint64_t now
     cdef bint commit = copy == NULL
     cdef Flow *flow
     if case.kind == KIND_KEYED:
-        if place == NIL or not shard.flows[place].status or not is_flow_of(&shard.flows[place], &case.key):
+        if place == NOWHERE:
+            place = NIL
+        elif place == NIL or not shard.flows[place].status or not is_flow_of(&shard.flows[place], &case.key):
             place = find_entry(shard, &case.key, case.hash)
         if place != NIL and shard.flows[place].deadline_ns > now_ns:
             case.flow = place
@@ -574,36 +586,47 @@ cdef void decide_batch(
     uint64_t now_ns, PackedVerdict **verdicts,
 ) noexcept nogil:
     """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked."""
-    cdef uint32_t at
+    cdef uint32_t at, established = 0, indexed = shard.indexed, guessed
     cdef Case *case
     for at in range(count):
         case = &cases[at]
-        if sg_unlikely(not prepare_plain(engine, case)):
-            prepare(engine, case, quotes, quotes_count)
-            if case.kind != KIND_KEYED:
-                continue
-        case.hash = hash_of(shard, &case.key)
+        if sg_unlikely(not prepare_quick(engine, shard, case)):
+            if sg_unlikely(not prepare_plain(engine, case)):
+                prepare(engine, case, quotes, quotes_count)
+                if case.kind != KIND_KEYED:
+                    continue
+            case.hash = hash_of(shard, &case.key)
         sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
     for at in range(count):
         case = &cases[at]
-        if case.kind >= KIND_KEYED:
+        if sg_likely(case.kind >= KIND_KEYED):
             case.found = first_guess(shard, case.hash)
-            if sg_likely(case.found != NIL):
+            if sg_likely(case.found < NOWHERE):
                 sg_prefetch(&shard.flows[case.found])
-            else:
+            elif case.kind == KIND_PLAIN:
                 prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
     for at in range(count):
         case = &cases[at]
-        if sg_likely(case.kind == KIND_PLAIN):
+        if sg_likely(case.kind == KIND_QUICK):
             if sg_likely(go_on(engine, shard, case, now_ns, verdicts[at])):
+                established += 1
                 if sg_unlikely(engine.taps_open):
                     case.reason, case.quote = REASON_ESTABLISHED, NULL
                     offer(engine, case, verdicts[at], now_ns)
                 continue
+            guessed = case.found
+            if not prepare_plain(engine, case):
+                prepare(engine, case, quotes, quotes_count)
+                case.found = guessed
+        if case.kind == KIND_PLAIN:
             begin_long_way(case)
+        if case.found == NOWHERE and shard.indexed != indexed:
+            # A packet before this one may have opened it.
+            case.found = NIL
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, case, now_ns, NULL)
         finish(shard, case, now_ns)
         write_verdict(shard, case, verdicts[at])
         if sg_unlikely(engine.taps_open):
             offer(engine, case, verdicts[at], now_ns)
+    shard.reasons[REASON_ESTABLISHED] += established

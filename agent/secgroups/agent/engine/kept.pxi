@@ -22,10 +22,18 @@ cdef inline bint has_rule(const Engine *engine, const Shard *shard, uint32_t rul
 cdef bint makes_sense(const Engine *engine, const Shard *shard, uint32_t number, const Flow *flow, uint64_t now_ns) noexcept nogil:
     cdef uint8_t state = flow.status & STATE_MASK
     cdef const Endpoint *endpoint
-    if not 1 <= state <= STATE_ANSWERED or (flow.protocol == TCP) != (state < STATE_UNANSWERED) or flow.status & 0x80:
+    if not 1 <= state <= STATE_ANSWERED or (flow.protocol == TCP) != (state < STATE_UNANSWERED):
         return False
-    if (flow.protocol == ICMP or flow.protocol == ICMPV6) and flow.remote_port > 0xFF:
+    if flow.protocol != TCP and (state == STATE_ANSWERED) != ((flow.status & FLAG_ANSWERED) != 0):
         return False
+    if (flow.status & FLAG_ODD != 0) != is_odd(flow):
+        return False
+    if flow.protocol == ICMP or flow.protocol == ICMPV6:
+        if flow.remote_port > 0xFF:
+            return False
+    elif flow.protocol == TCP or flow.protocol == UDP or flow.protocol == SCTP:
+        if not flow.local_port or not flow.remote_port:
+            return False
     if flow.endpoint >= engine.endpoint_pool.used or not has_rule(engine, shard, flow.rule):
         return False
     endpoint = &engine.endpoints[flow.endpoint]
@@ -120,6 +128,6 @@ cdef int keep_fragments(Engine *engine, Shard *shard, uint64_t now_ns) except -1
             shard.fragments_free = at
     qsort(held, count, sizeof(Aged), by_age)
     for at in range(count):
-        link_fragment(shard, held[at].place)
+        link_fragment(shard, held[at].place, bucket_of_held(shard, &shard.fragments[held[at].place]))
     free(held)
     return 0

@@ -3,6 +3,8 @@
 
 cdef enum:
     NIL = 0xFFFFFFFF
+    # Of a guess: there is no such flow anywhere.
+    NOWHERE = 0xFFFFFFFE
     CHUNK_WORDS = 16
     CHUNK_FLOWS = 15
     # Chunks are this full on average when the table is.
@@ -57,6 +59,8 @@ cdef enum:
     FLAG_INGRESS = 0x10
     FLAG_ANSWERED = 0x20
     FLAG_REVOKED = 0x40
+    # Not for the short way: packets of it have to be looked at before the table.
+    FLAG_ODD = 0x80
 
     STATE_SYN_SENT = 1
     STATE_ESTABLISHED = 4
@@ -191,9 +195,10 @@ ctypedef struct Server:
     uint32_t unanswered_first
     uint32_t unanswered_last
     uint32_t ipv4_endpoint
-    uint64_t ipv6[2]
     uint32_t ipv6_endpoint
-    uint32_t ipv4
+    # The second word of the address, whose first is 0; never that of an address if it is 0.
+    uint64_t ipv4
+    uint64_t ipv6[2]
     uint8_t standing
     # More addresses than the two above; and addresses that nothing should come from.
     uint8_t has_more
@@ -334,6 +339,8 @@ ctypedef struct Shard:
     int index_bits
     uint32_t servers
     uint32_t idle_cursor
+    # How often an entry was indexed.
+    uint32_t indexed
     uint64_t wheel_tick
     uint64_t seed[6]
     Flow *flows
@@ -410,6 +417,8 @@ ctypedef struct Engine:
     uint32_t ipv6_hosts
     uint64_t seed[2]
     uint8_t segment_of[256]
+    # Where a segment of the opener, [0], or of the answering end moves a connection on the short way; 0 if it takes the long one.
+    uint8_t quick_moves[2][256][16]
     uint8_t moves[2][5][16]
     uint8_t icmp_kinds[2][256]
     uint8_t icmp_requests[2][256]
@@ -428,11 +437,13 @@ ctypedef struct Engine:
 # A packet on its way through the stages. outcome is 0 while nothing has been decided.
 ctypedef struct Case:
     const Record *record
-    const Quote *quote
     Server *server
     uint64_t hash
-    Key key
+    # Endpoint and ports, as they lie in a flow.
+    uint64_t ends
     uint32_t found
+    const Quote *quote
+    Key key
     uint32_t rule
     uint32_t flow
     uint8_t reason
@@ -448,3 +459,4 @@ cdef enum:
     KIND_KEYED = 3
     KIND_KEYLESS = 4
     KIND_PLAIN = 5
+    KIND_QUICK = 6

@@ -45,6 +45,7 @@ cdef extern from *:
 
     static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
     static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
+    static inline uint32_t sg_rotate16(uint32_t word) { return word << 16 | word >> 16; }
     static inline int sg_lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
     static inline uint32_t sg_swap32(uint32_t word) { return __builtin_bswap32(word); }
     static inline uint64_t sg_swap64(uint64_t word) { return __builtin_bswap64(word); }
@@ -65,10 +66,7 @@ cdef extern from *:
     /* Zeroed memory of the size of a table. The checked build takes each from malloc, where every access is watched. */
     static inline void *sg_take_memory(size_t bytes) {
     #ifdef SECGROUPS_CHECKED
-        void *made = NULL;
-        if (posix_memalign(&made, 64, bytes)) return NULL;
-        memset(made, 0, bytes);
-        return made;
+        return calloc(1, bytes);
     #else
         const size_t huge = 2 << 20;
         size_t whole = bytes < huge ? bytes : (bytes + huge - 1) / huge * huge, spare = bytes < huge ? 0 : huge;
@@ -116,6 +114,7 @@ cdef extern from *:
     uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) noexcept nogil
     uint64_t sg_word(const void *at) noexcept nogil
     uint32_t sg_half_word(const void *at) noexcept nogil
+    uint32_t sg_rotate16(uint32_t word) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil

@@ -57,17 +57,24 @@ cdef int pack(packet, uint32_t server, Record *record, Quote *quote) except -1:
 
 
 cdef int pack_quote(quoted, Quote *quote) except -1:
-    """A value that no header has makes a quote of a packet that was never sent."""
+    """A value that no header has makes a quote of a packet that was never sent, if it is one that counts for the protocol."""
     cdef int source_version, destination_version
-    cdef bint fits = True
+    cdef uint8_t protocol
+    cdef bint fits = True, ignored = True
+    cdef bint *ports_fit = &ignored
+    cdef bint *icmp_fits = &ignored
     memset(quote, 0, sizeof(Quote))
     source_version = pack_address(quote.source, quoted.source)
     destination_version = pack_address(quote.destination, quoted.destination)
-    quote.protocol = within(quoted.protocol, 255, &fits)
-    quote.source_port = within(quoted.source_port, 65_535, &fits)
-    quote.destination_port = within(quoted.destination_port, 65_535, &fits)
-    quote.icmp_type = within(quoted.icmp_type, 255, &fits)
-    quote.icmp_id = within(quoted.icmp_id, 65_535, &fits)
+    protocol = quote.protocol = within(quoted.protocol, 255, &fits)
+    if protocol == TCP or protocol == UDP or protocol == SCTP:
+        ports_fit = &fits
+    elif protocol == ICMP or protocol == ICMPV6:
+        icmp_fits = &fits
+    quote.source_port = within(quoted.source_port, 65_535, ports_fit)
+    quote.destination_port = within(quoted.destination_port, 65_535, ports_fit)
+    quote.icmp_type = within(quoted.icmp_type, 255, icmp_fits)
+    quote.icmp_id = within(quoted.icmp_id, 65_535, icmp_fits)
     if fits and source_version == destination_version:
         quote.ip_version = source_version
     return 0

@@ -8,6 +8,7 @@ cdef int fill_tables(Engine *engine, dict tables) except -1:
         for other in range(2):
             engine.icmp_kinds[other][at] = tables["icmp_kinds"][other][at]
             engine.icmp_requests[other][at] = tables["icmp_requests"][other][at]
+    fill_quick_moves(engine, tables)
     for at in range(2):
         for other in range(5):
             for state in range(16):
@@ -18,6 +19,16 @@ cdef int fill_tables(Engine *engine, dict tables) except -1:
             engine.timeouts_ns[at][other] = tables["timeouts_ns"][at][other]
     engine.connected = tables["connected"]
     engine.reopenable = tables["reopenable"]
+    return 0
+
+
+cdef int fill_quick_moves(Engine *engine, dict tables) except -1:
+    cdef int way, flags, state, move
+    for way in range(2):
+        for flags in range(256):
+            for state in range(16):
+                move = tables["moves"][way][tables["segments"][flags] - 1][state] if tables["segments"][flags] > SEGMENT_SYN else 0
+                engine.quick_moves[way][flags][state] = 0 if move >= MOVE_IGNORED else move
     return 0
 
 
@@ -197,7 +208,7 @@ cdef int hold_endpoint(Engine *engine, uint32_t made, uint32_t number, uint64_t 
     if not is_plain_source(first, second, ipv4):
         server.has_odd, server.plain_handle = 1, 0
     if ipv4 and server.ipv4_endpoint == NIL:
-        server.ipv4_endpoint, server.ipv4 = made, <uint32_t>(second >> 32)
+        server.ipv4_endpoint, server.ipv4 = made, second
     elif not ipv4 and server.ipv6_endpoint == NIL:
         server.ipv6_endpoint = made
         server.ipv6[0], server.ipv6[1] = first, second
@@ -212,7 +223,6 @@ cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
     cdef Server *server = &engine.servers[endpoint.server]
     take_from(&engine.endpoint_index, mixed(engine, endpoint.address[0] ^ endpoint.server, endpoint.address[1]), number)
     if server.ipv4_endpoint == number:
-        # 0.0.0.0 is the address of no plain packet.
         server.ipv4_endpoint, server.ipv4 = NIL, 0
     if server.ipv6_endpoint == number:
         server.ipv6_endpoint = NIL
@@ -227,16 +237,20 @@ cdef void decide_all(
     cdef PackedVerdict *answers[BATCH]
     cdef Shard *shard
     cdef Py_ssize_t at
-    cdef uint32_t number, filled
+    cdef uint32_t number, filled, place
     for number in range(engine.shards_count):
         shard = &engine.shards[number]
         at = 0
         while at < count:
             filled = 0
+            if engine.shards_count == 1:
+                filled = <uint32_t>min(count - at, BATCH)
+                for place in range(filled):
+                    cases[place].record, answers[place] = &records[at + place], &verdicts[at + place]
+                at += filled
             while at < count and filled < BATCH:
-                if engine.shards_count == 1 or (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
-                    cases[filled].record = &records[at]
-                    answers[filled] = &verdicts[at]
+                if (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
+                    cases[filled].record, answers[filled] = &records[at], &verdicts[at]
                     filled += 1
                 at += 1
             if filled:

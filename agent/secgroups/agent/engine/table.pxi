@@ -4,12 +4,14 @@
 # The wheel is lazy: a packet that renews a flow leaves it where it is, so an entry is found no later than its deadline, and is moved
 # on if that has been put off.
 
+cdef inline uint64_t hash_parts(const Shard *shard, uint64_t first, uint64_t second, uint64_t ends, uint64_t what) noexcept nogil:
+    """Return the hash of remote address, endpoint with ports, and protocol: two multiplications to 128 bits with secret words."""
+    return sg_fold(sg_fold(second ^ shard.seed[0], ends ^ shard.seed[1]) ^ shard.seed[2], first ^ what << 32 ^ shard.seed[3])
+
+
 cdef inline uint64_t hash_of(const Shard *shard, const Key *key) noexcept nogil:
-    cdef uint64_t ends = (<uint64_t>key.endpoint << 32) | (<uint64_t>key.local_port << 16) | key.remote_port
     cdef uint64_t what = (<uint64_t>key.opened_by << 8) | key.protocol
-    cdef uint64_t remote = sg_fold(key.remote[0] ^ shard.seed[0], key.remote[1] ^ shard.seed[1])
-    cdef uint64_t rest = sg_fold(ends ^ shard.seed[2], what ^ shard.seed[3])
-    return sg_fold(remote ^ shard.seed[4], rest ^ shard.seed[5])
+    return hash_parts(shard, key.remote[0], key.remote[1], sg_word(&key.endpoint), what)
 
 
 cdef inline uint32_t chunk_of(const Shard *shard, uint64_t hashed) noexcept nogil:
@@ -31,11 +33,11 @@ cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
 
 
 cdef inline uint32_t first_guess(const Shard *shard, uint64_t hashed) noexcept nogil:
-    """Return where a flow with this hash is most likely to be; NIL if its home chunk has no such tag."""
+    """Return where a flow with this hash is most likely to be; NIL if not in its home chunk, NOWHERE if not elsewhere either."""
     cdef const uint32_t *chunk = shard.index + <size_t>chunk_of(shard, hashed) * CHUNK_WORDS
     cdef uint32_t fits = sg_match(chunk, shard.index_bits, tag_of(shard, hashed))
     if not fits:
-        return NIL
+        return NIL if chunk[CHUNK_FLOWS] else NOWHERE
     return chunk[sg_lowest_bit(fits)] & ((<uint32_t>1 << shard.index_bits) - 1)
 
 
@@ -61,6 +63,7 @@ cdef void put_in_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept n
     """The last word of a chunk counts the entries that found it full and went on."""
     cdef uint32_t at = chunk_of(shard, hashed), slot
     cdef uint32_t *chunk
+    shard.indexed += 1
     while True:
         chunk = shard.index + <size_t>at * CHUNK_WORDS
         for slot in range(CHUNK_FLOWS):
@@ -207,13 +210,13 @@ cdef uint32_t purge(Engine *engine, Shard *shard, uint64_t now_ns, uint32_t most
     while most:
         head = shard.flows_max + <uint32_t>(shard.wheel_tick & (WHEEL_SLOTS - 1))
         place = shard.links[head].wheel_next
+        # From ``last`` on are those that were put off into this same slot, which comes round again.
         if place == head or place == last:
             if shard.wheel_tick >= now_tick:
                 break
-            if place == head:
-                shard.wheel_tick += 1
-                last = NIL
-                continue
+            shard.wheel_tick += 1
+            last = NIL
+            continue
         most -= 1
         flow = &shard.flows[place]
         if flow.deadline_ns <= now_ns:
