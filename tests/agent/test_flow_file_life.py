@@ -149,7 +149,7 @@ def live(path: Path, seed: int, *, judged: bool, **settings: object) -> dict[str
 @pytest.mark.parametrize("judged", [True, False], ids=["judged by the same", "judged again"])
 def test_a_life_with_restarts_is_a_life_without(tmp_path: Path, *, judged: bool) -> None:
     seen: dict[str, int] = {}
-    for seed in range(12):
+    for seed in range(8):
         for name, count in live(tmp_path / f"flows-{seed}", seed, judged=judged).items():
             seen[name] = seen.get(name, 0) + count
     # The life is worth living: whatever can be said about flows was said, and often.

@@ -145,6 +145,7 @@ class CompiledEngine:
         self._table.flush()
         if plan.servers:
             self._table.order_names()
+        self._table.judged_by = {}
         self._revision, self._ruleset = update.revision, None
         return Applied(
             revision=update.revision,
@@ -291,7 +292,7 @@ class CompiledEngine:
         groups = {group_id: self._groups[group_id] for group_id in binding.group_ids if group_id in self._groups}
         named = {rule.remote for group in groups.values() for rule in group.rules if isinstance(rule.remote, str)}
         sets = {group_id: self._set_value(group_id) for group_id in named if group_id in self._sets}
-        return effective_ruleset(binding, effective_groups(Ruleset(groups=groups, sets=sets), {}))
+        return effective_ruleset(binding, effective_groups(Ruleset(groups=groups, sets=sets), self._table.judged_by))
 
     def _change_set(self, group_id: str, change: _SetChange) -> None:
         self._book.change_members(group_id, change.added, change.removed)

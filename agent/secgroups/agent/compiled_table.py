@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from secgroups.agent._engine import Core
 from secgroups.agent.compiled_rules import Policy, RuleNumbers, packed
 from secgroups.agent.compiled_tables import STATES, contract_tables
-from secgroups.agent.effective import EffectiveRuleset, Opening, effective_groups, effective_ruleset
+from secgroups.agent.effective import EffectiveGroup, EffectiveRuleset, Opening, effective_groups, effective_ruleset
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
 from secgroups.agent.flow_file import SEED_BYTES, FlowFile
@@ -86,6 +86,8 @@ class CompiledTable:
         self.loose_until_ns = now_ns + settings.tcp_loose_s * NS_PER_S
         self.file = FlowFile(path, settings, self.loose_until_ns) if path else None
         self.dropped = 0
+        # Made of what was inherited, until something else is in force: what is made of the same objects is not compared rule by rule.
+        self.judged_by: dict[str, EffectiveGroup] = {}
         self.owner: CompiledEngine | None = None
         self.guards: dict[str, Guard] = {}
         self._by_number: dict[int, Guard] = {}
@@ -132,10 +134,10 @@ class CompiledTable:
         """
         if self.file is None or self.file.is_new or self.core.saved_mark() != mark:
             return False
-        groups = effective_groups(ruleset, {})
+        self.judged_by = effective_groups(ruleset, {})
         for guard in self.guards.values():
             binding = ruleset.servers.get(guard.name)
-            guard.inherited = effective_ruleset(binding, groups) if binding else None
+            guard.inherited = effective_ruleset(binding, self.judged_by) if binding else None
         return True
 
     def _begin(self, settings: EngineSettings) -> None:
