@@ -612,6 +612,8 @@ cdef class Core:
         shard.flows[made], shard.highs[made], shard.opened[made] = theirs.flows[place], theirs.highs[place], theirs.opened[place]
         shard.flows[made].endpoint = endpoint
         link_entry(&self.engine, shard, made, now_ns)
+        if not shard.flows[made].status & FLAG_ANSWERED:
+            link_unanswered(shard, &self.engine.servers[server], made)
 
     def adopt_fragments(self, Core other):
         """Take over the first fragments of another core whose servers and rules have the same numbers; the oldest go if need be."""

@@ -1,6 +1,10 @@
 # Going on with the flows and fragments that another process left in a file. What it was killed in the middle of may be there in part:
 # only entries that make sense by themselves are kept, and everything that leads to them is made anew.
 
+cdef enum:
+    # Entries whose place in the index is asked for before they are looked at.
+    KEEP_AHEAD = 16
+
 # Something in a place, by its age: in ascending order the oldest comes first, of the same age the lowest place.
 ctypedef struct Aged:
     uint64_t age
@@ -64,6 +68,9 @@ cdef int keep_flows(Engine *engine, Shard *shard, uint32_t number, uint64_t now_
         raise MemoryError
     for at in range(shard.flows_max):
         flow = &shard.flows[at]
+        if at + KEEP_AHEAD < shard.flows_max and flow[KEEP_AHEAD].status:
+            key = key_of(flow + KEEP_AHEAD)
+            sg_prefetch(shard.index + <size_t>chunk_of(shard, hash_of(shard, &key)) * CHUNK_WORDS)
         if not flow.status:
             continue
         key = key_of(flow)
@@ -75,7 +82,6 @@ cdef int keep_flows(Engine *engine, Shard *shard, uint32_t number, uint64_t now_
         keep_times(shard, at, now_ns)
         link_entry(engine, shard, at, now_ns)
         if not flow.status & FLAG_ANSWERED:
-            unlink_unanswered(shard, &engine.servers[engine.endpoints[flow.endpoint].server], at)
             unanswered[count].age, unanswered[count].place = <uint32_t>(shard.opened[at] - newest - 1), at
             count += 1
     shard.never_used = end

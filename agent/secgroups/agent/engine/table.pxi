@@ -166,13 +166,13 @@ cdef inline uint32_t take_entry(Shard *shard) noexcept nogil:
 
 
 cdef void link_entry(Engine *engine, Shard *shard, uint32_t place, uint64_t now_ns) noexcept nogil:
-    """Index, link and count a flow that was written into an entry by other means than a verdict."""
+    """Index, link and count a flow that was written into an entry by other means than a verdict; the caller adds it to those
+    unanswered if it is.
+    """
     cdef Flow *flow = &shard.flows[place]
     cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
     cdef Key key = key_of(flow)
     link_into_wheel(shard, place, flow.deadline_ns, now_ns)
-    if not flow.status & FLAG_ANSWERED:
-        link_unanswered(shard, &engine.servers[endpoint.server], place)
     put_in_index(shard, place, hash_of(shard, &key))
     shard.rules[flow.rule].users += 1
     endpoint.flows += 1
