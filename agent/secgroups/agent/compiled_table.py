@@ -86,7 +86,7 @@ class CompiledTable:
         self.loose_until_ns = now_ns + settings.tcp_loose_s * NS_PER_S
         self.file = FlowFile(path, settings, self.loose_until_ns) if path else None
         self.dropped = 0
-        # Made of what was inherited, until something else is in force: what is made of the same objects is not compared rule by rule.
+        # Made of what was inherited, until the next change: what is made of the same objects is not compared rule by rule.
         self.judged_by: dict[str, EffectiveGroup] = {}
         self.owner: CompiledEngine | None = None
         self.guards: dict[str, Guard] = {}
