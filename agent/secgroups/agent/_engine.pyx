@@ -68,6 +68,14 @@ cdef int with_verdicts(Py_buffer *asked, records, verdicts, quotes, Py_buffer *a
     return 0
 
 
+cdef inline int take_lock(int *lock) noexcept:
+    """Lock with the interpreter's lock held, which is given up if that takes a while: a change holds both, and needs it to go on."""
+    if not sg_try_lock(lock):
+        with nogil:
+            sg_lock(lock)
+    return 0
+
+
 cdef class Core:
     """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
 
@@ -191,12 +199,15 @@ cdef class Core:
         return gone
 
     def forget_fragments(self, uint32_t handle):
-        """Forget the first fragments of a server."""
-        cdef uint32_t at, shard
-        for shard in range(self.engine.shards_count):
-            for at in range(self.engine.shards[shard].fragments_max):
-                if self.engine.shards[shard].fragments[at].is_held and self.engine.shards[shard].fragments[at].server == handle:
-                    forget_fragment(&self.engine.shards[shard], at)
+        """Forget the first fragments of a server. Without ``lock``."""
+        cdef Shard *shard = &self.engine.shards[(handle & HANDLE_INDEX_MASK) % self.engine.shards_count]
+        cdef uint32_t at
+        with nogil:
+            sg_lock(&shard.lock)
+            for at in range(shard.fragments_max):
+                if shard.fragments[at].is_held and shard.fragments[at].server == handle:
+                    forget_fragment(shard, at)
+            sg_unlock(&shard.lock)
 
     def set_rule(
         self, uint32_t number, uint32_t handle, object rank, uint32_t label, uint16_t protocol, uint16_t first, uint16_t last,
@@ -300,9 +311,9 @@ cdef class Core:
             record.quote = 0
         else:
             pack(packet, self._handle(packet), &record, &quote)
-        prepare(engine, &case, &quote, record.quote)
         shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
-        sg_lock(&shard.lock)
+        take_lock(&shard.lock)
+        prepare(engine, &case, &quote, record.quote)
         if case.kind == KIND_KEYED:
             case.hash = hash_of(shard, &case.key)
         if case.kind != KIND_DECIDED:
@@ -337,9 +348,9 @@ cdef class Core:
         copy.status = 0
         case.record = &record
         pack(packet, self._handle(packet), &record, &quote)
-        prepare(&self.engine, &case, &quote, record.quote)
         shard = &self.engine.shards[(record.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
-        sg_lock(&shard.lock)
+        take_lock(&shard.lock)
+        prepare(&self.engine, &case, &quote, record.quote)
         if case.kind == KIND_KEYED:
             case.hash = hash_of(shard, &case.key)
         if case.kind != KIND_DECIDED:
@@ -569,7 +580,7 @@ cdef class Core:
         cdef uint64_t now_seen = now_ns >> SEEN_SHIFT, now_opened = now_ns >> OPENED_SHIFT
         end = min(start + most, shard.never_used)
         for at in range(start, end):
-            sg_lock(&shard.lock)
+            take_lock(&shard.lock)
             flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
             sg_unlock(&shard.lock)
             if not flow.status or flow.deadline_ns <= now_ns:

@@ -56,6 +56,7 @@ cdef extern from *:
             }
         }
     }
+    static inline int sg_try_lock(int *lock) { return !__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE); }
     static inline void sg_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
     /* Nothing written before may reach memory after what is written next: for files that a killed process leaves behind. */
     #define sg_write_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
@@ -103,6 +104,7 @@ cdef extern from *:
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil
     void sg_lock(int *lock) noexcept nogil
+    bint sg_try_lock(int *lock) noexcept nogil
     void sg_unlock(int *lock) noexcept nogil
     void sg_write_barrier() noexcept nogil
     void *sg_take_memory(size_t bytes) noexcept nogil
