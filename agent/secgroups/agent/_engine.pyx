@@ -131,6 +131,7 @@ cdef class Core:
         """Keep every shard from deciding until ``unlock``."""
         cdef uint32_t at
         with nogil:
+            sg_shut(&self.engine.gate)
             for at in range(self.engine.shards_count):
                 sg_lock(&self.engine.shards[at].lock)
 
@@ -138,6 +139,7 @@ cdef class Core:
         cdef uint32_t at
         for at in range(self.engine.shards_count):
             sg_unlock(&self.engine.shards[at].lock)
+        sg_open(&self.engine.gate)
 
     def set_essential_services(self, bint wanted):
         self.engine.essential_services = wanted
@@ -188,7 +190,9 @@ cdef class Core:
         cdef uint32_t at = 0, end, gone = 0
         with nogil:
             while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+                sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
+                sg_open(&self.engine.gate)
                 end = min(at + 4096, shard.never_used)
                 while at < end:
                     if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
