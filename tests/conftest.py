@@ -1,4 +1,4 @@
-"""Put another build of the engine in place of the installed one: what SECGROUPS_CHECKED_ENGINE names (scripts/build_checked)."""
+"""Load the engine that SECGROUPS_CHECKED_ENGINE names (scripts/build_checked) in place of the installed one."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # What asks the engine; the long ones of test_properties are left out.
 TESTS = (
-    "apply bounds decide_many differential explain flows found_by_lives fragments live related restart revocation rules "
+    "apply bounds decide_many differential explain flows found_by_lives fragments hammer live related restart revocation rules "
     "screening tap tcp"
 )
 BUILD_LIMIT_S, RUN_LIMIT_S = 300, 600

@@ -88,6 +88,14 @@ def file_bytes(uint32_t flows_max, uint32_t fragments_max, uint32_t shards) -> i
 LAYOUT = (FILE_HEADER_BYTES, FILE_MARK_AT, EPOCHS_BYTES, sizeof(Flow), sizeof(Highs), sizeof(FirstFragment))
 
 
+cdef inline int take_lock(int *lock) noexcept:
+    """Lock with the interpreter's lock held, which is given up if that takes a while: a change holds both, and needs it to go on."""
+    if not sg_try_lock(lock):
+        with nogil:
+            sg_lock(lock)
+    return 0
+
+
 cdef class Core:
     """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
 
@@ -160,6 +168,7 @@ cdef class Core:
         """Keep every shard from deciding until ``unlock``."""
         cdef uint32_t at
         with nogil:
+            sg_shut(&self.engine.gate)
             for at in range(self.engine.shards_count):
                 sg_lock(&self.engine.shards[at].lock)
 
@@ -167,6 +176,7 @@ cdef class Core:
         cdef uint32_t at
         for at in range(self.engine.shards_count):
             sg_unlock(&self.engine.shards[at].lock)
+        sg_open(&self.engine.gate)
 
     def set_essential_services(self, bint wanted):
         self.engine.essential_services = wanted
@@ -224,7 +234,9 @@ cdef class Core:
         cdef uint32_t at = 0, end, gone = 0
         with nogil:
             while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+                sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
+                sg_open(&self.engine.gate)
                 end = min(at + 4096, shard.never_used)
                 while at < end:
                     if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
@@ -235,12 +247,15 @@ cdef class Core:
         return gone
 
     def forget_fragments(self, uint32_t handle):
-        """Forget the first fragments of a server."""
-        cdef uint32_t at, shard
-        for shard in range(self.engine.shards_count):
-            for at in range(self.engine.shards[shard].fragments_max):
-                if self.engine.shards[shard].fragments[at].is_held and self.engine.shards[shard].fragments[at].server == handle:
-                    forget_fragment(&self.engine.shards[shard], at)
+        """Forget the first fragments of a server. Without ``lock``."""
+        cdef Shard *shard = &self.engine.shards[(handle & HANDLE_INDEX_MASK) % self.engine.shards_count]
+        cdef uint32_t at
+        with nogil:
+            sg_lock(&shard.lock)
+            for at in range(shard.fragments_max):
+                if shard.fragments[at].is_held and shard.fragments[at].server == handle:
+                    forget_fragment(shard, at)
+            sg_unlock(&shard.lock)
 
     def set_rule(
         self, uint32_t number, uint32_t handle, object rank, uint32_t label, uint16_t protocol, uint16_t first, uint16_t last,
@@ -350,7 +365,7 @@ cdef class Core:
         shard = &engine.shards[0]
         if engine.shards_count > 1:
             shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
-        sg_lock(&shard.lock)
+        take_lock(&shard.lock)
         decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, &answer)
         rule = verdict.rule
         sg_unlock(&shard.lock)
@@ -384,9 +399,9 @@ cdef class Core:
         copy.status = 0
         case.record = &record
         pack(packet, self._handle(packet), &record, &quote)
-        prepare(&self.engine, &case, &quote, record.quote)
         shard = &self.engine.shards[(record.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
-        sg_lock(&shard.lock)
+        take_lock(&shard.lock)
+        prepare(&self.engine, &case, &quote, record.quote)
         if case.kind == KIND_KEYED:
             case.hash = hash_of(shard, &case.key)
         if case.kind != KIND_DECIDED:
@@ -668,7 +683,7 @@ cdef class Core:
         cdef uint64_t now_seen = now_ns >> SEEN_SHIFT, now_opened = now_ns >> OPENED_SHIFT
         end = min(start + most, shard.never_used)
         for at in range(start, end):
-            sg_lock(&shard.lock)
+            take_lock(&shard.lock)
             flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
             sg_unlock(&shard.lock)
             if not flow.status or flow.deadline_ns <= now_ns:

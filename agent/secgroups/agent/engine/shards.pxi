@@ -254,6 +254,7 @@ cdef void decide_all(
                     filled += 1
                 at += 1
             if filled:
+                sg_pass(&engine.gate)
                 sg_lock(&shard.lock)
                 decide_batch(engine, shard, cases, filled, quotes, quotes_count, now_ns, answers)
                 sg_unlock(&shard.lock)
