@@ -46,7 +46,12 @@ class Engine(Protocol):
     def rule_id(self, handle: int) -> str: ...
 
     def decide_many(
-        self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b""
+        self,
+        records: ReadableBuffer,
+        now_ns: int,
+        verdicts: WriteableBuffer,
+        quotes: ReadableBuffer = b"",
+        times: ReadableBuffer | None = None,
     ) -> None: ...
 
     def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]: ...
@@ -124,14 +129,24 @@ class Firewall:
         """
         return self._engine.rule_id(handle)
 
-    def decide_many(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None:
+    def decide_many(
+        self,
+        records: ReadableBuffer,
+        now_ns: int,
+        verdicts: WriteableBuffer,
+        quotes: ReadableBuffer = b"",
+        times: ReadableBuffer | None = None,
+    ) -> None:
         """Write one 8-byte verdict entry per 64-byte record, in order; later records see the flows that earlier ones opened.
 
         All are C-contiguous buffers of whole entries, laid out as ``records`` (the module) says, of any item type and shape;
         ``verdicts`` has room for exactly as many as there are records and shares no memory with them. ValueError, which names
         the sizes, if not; then nothing was decided.
+
+        With ``times``, one u64 of nanoseconds per record in the byte order of this machine, every record is judged at its own time
+        (a capture, a queue that was read late). They begin no earlier than ``now_ns`` and never go back: ValueError if they do.
         """
-        self._engine.decide_many(records, now_ns, verdicts, quotes)
+        self._engine.decide_many(records, now_ns, verdicts, quotes, times)
 
     def rules_named(self, verdicts: ReadableBuffer, known: Container[int] = ()) -> dict[int, str]:
         """Return the ids of all rules that verdict entries name, by handle, those in ``known`` left out.

@@ -561,9 +561,9 @@ cdef inline void finish(Shard *shard, Case *case, uint64_t now_ns) noexcept nogi
 
 cdef void decide_batch(
     Engine *engine, Shard *shard, Case *cases, uint32_t count, const Quote *quotes, uint32_t quotes_count,
-    uint64_t now_ns, PackedVerdict **verdicts,
+    uint64_t now_ns, const uint64_t *times, PackedVerdict **verdicts,
 ) noexcept nogil:
-    """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked."""
+    """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked; each at its own of ``times``, if given."""
     cdef uint32_t at
     cdef Case *case
     for at in range(count):
@@ -580,6 +580,8 @@ cdef void decide_batch(
                 sg_prefetch(&shard.flows[case.found])
     for at in range(count):
         case = &cases[at]
+        if times != NULL:
+            now_ns = times[at]
         if case.kind != KIND_DECIDED:
             conclude(engine, shard, case, now_ns, NULL)
         finish(shard, case, now_ns)
