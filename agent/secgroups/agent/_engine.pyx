@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
 
 from secgroups.agent.flow import Packet, Reason, Verdict
-from secgroups.agent.records import check_buffers
+from secgroups.agent.records import check_buffers, check_times
 
 include "engine/machine.pxi"
 include "engine/layout.pxi"
@@ -94,6 +94,29 @@ cdef inline int take_lock(int *lock) noexcept:
         with nogil:
             sg_lock(lock)
     return 0
+
+
+cdef int with_times(times, uint64_t now_ns, Py_ssize_t count, Py_buffer *timed) except -1:
+    """Take the times of ``count`` records; ValueError if they are not as many or one is before the one before it."""
+    cdef const uint64_t *moments
+    cdef uint64_t last = now_ns
+    cdef Py_ssize_t at
+    cdef bint goes_back = False
+    try:
+        PyObject_GetBuffer(times, timed, PyBUF_SIMPLE)
+    except BufferError:
+        check_times(times, now_ns, count)
+        raise
+    moments = <const uint64_t *>timed.buf
+    if timed.len == count * <Py_ssize_t>sizeof(uint64_t):
+        for at in range(count):
+            goes_back |= moments[at] < last
+            last = moments[at]
+        if not goes_back:
+            return 0
+    PyBuffer_Release(timed)
+    check_times(times, now_ns, count)
+    raise ValueError("times changed while they were read")
 
 
 cdef class Core:
@@ -366,7 +389,7 @@ cdef class Core:
         if engine.shards_count > 1:
             shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
         take_lock(&shard.lock)
-        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, &answer)
+        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, NULL, &answer)
         rule = verdict.rule
         sg_unlock(&shard.lock)
         return self._verdict(verdict.reason, verdict.flags, rule)
@@ -420,10 +443,11 @@ cdef class Core:
             PyBytes_FromStringAndSize(<char *>&quote, sizeof(Quote)) if record.quote else b"",
         )
 
-    def decide_many(self, records, uint64_t now_ns, verdicts, quotes=b""):
-        """Write a verdict of 8 bytes for each record of 64; ValueError if the sizes don't match."""
-        cdef Py_buffer asked, answers, quoted
+    def decide_many(self, records, uint64_t now_ns, verdicts, quotes=b"", times=None):
+        """Write a verdict of 8 bytes for each record of 64; ValueError if the sizes don't match or a time goes back."""
+        cdef Py_buffer asked, answers, quoted, timed
         cdef Py_ssize_t count
+        cdef const uint64_t *moments = NULL
         try:
             PyObject_GetBuffer(records, &asked, PyBUF_SIMPLE)
         except BufferError:
@@ -433,12 +457,17 @@ cdef class Core:
             with_verdicts(&asked, records, verdicts, quotes, &answers, &quoted)
             try:
                 count = asked.len // sizeof(Record)
+                if times is not None:
+                    with_times(times, now_ns, count, &timed)
+                    moments = <const uint64_t *>timed.buf
                 with nogil:
                     decide_all(
                         &self.engine, <const Record *>asked.buf, count, <const Quote *>quoted.buf,
-                        <uint32_t>(quoted.len // sizeof(Quote)), now_ns, <PackedVerdict *>answers.buf,
+                        <uint32_t>(quoted.len // sizeof(Quote)), now_ns, moments, <PackedVerdict *>answers.buf,
                     )
             finally:
+                if moments != NULL:
+                    PyBuffer_Release(&timed)
                 PyBuffer_Release(&quoted)
                 PyBuffer_Release(&answers)
         finally:
