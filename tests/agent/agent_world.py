@@ -161,8 +161,11 @@ class World:
         self.settings = EngineSettings(**settings)
         self.now_ns = int(now_s * SECOND)
         self.revision = 0
-        self.firewall = Firewall(self.settings, now_ns=self.now_ns, engine=engine)
+        self.firewall = self.first_firewall()
         self.apply(groups=(self.group("db", *rules),), servers=(self.binding(DB, "db"),))
+
+    def first_firewall(self) -> Firewall:
+        return Firewall(self.settings, now_ns=self.now_ns, engine=self.engine)
 
     def advance(self, seconds: float) -> None:
         self.now_ns += int(seconds * SECOND)

@@ -545,40 +545,26 @@ cdef class Core:
         """Return the epoch that a server was in when the file was left."""
         return self.engine.epochs[server]
 
-    def keep_endpoints(self, list endpoints):
-        """Have these endpoints, (number, server, address), as they were; those below the highest of them are free otherwise."""
+    def keep_endpoints(self, dict endpoints):
+        """Have these endpoints, by number (server, address), as they were; those below the highest of them are free otherwise."""
         cdef Pool *pool = &self.engine.endpoint_pool
-        cdef uint32_t number
-        cdef dict wanted = {each[0]: each for each in endpoints}
-        cdef list spare = []
-        while wanted:
-            number = take_item(pool)
-            spare.append(number)
-            wanted.pop(number, None)
-        for number in reversed(spare):
-            give_item(pool, number)
-        for number, server, address in sorted(endpoints, reverse=True):
-            self._take_item(number)
-            self.engine.endpoints = <Endpoint *>pool.items
-            hold_endpoint(&self.engine, number, server, word_of(address, 0), word_of(address, 8))
+        cdef uint32_t number, end = max(endpoints, default=-1) + 1
+        for number in range(end):
+            take_item(pool)
         self.engine.endpoints = <Endpoint *>pool.items
-
-    cdef int _take_item(self, uint32_t number) except -1:
-        """Take a certain free endpoint out of the pool."""
-        cdef Pool *pool = &self.engine.endpoint_pool
-        cdef uint32_t *link = &pool.first_free
-        while link[0] != number:
-            link = <uint32_t *>(pool.items + <size_t>link[0] * pool.item_bytes)
-        link[0] = (<uint32_t *>(pool.items + <size_t>number * pool.item_bytes))[0]
-        memset(pool.items + <size_t>number * pool.item_bytes, 0, pool.item_bytes)
-        return 0
+        for number, (server, address) in endpoints.items():
+            hold_endpoint(&self.engine, number, server, word_of(address, 0), word_of(address, 8))
+        for number in reversed(range(end)):
+            if number not in endpoints:
+                give_item(pool, number)
 
     def keep(self, uint64_t now_ns) -> int:
-        """Go on with the flows and fragments in the file; return how many live flows made no sense and were dropped."""
+        """Go on with the flows and fragments in the file; return how many live flows made no sense, or had no room, and were dropped."""
         cdef uint32_t at
         cdef uint64_t dropped = 0
         for at in range(self.engine.shards_count):
             keep_flows(&self.engine, &self.engine.shards[at], at, now_ns, &dropped)
+            keep_shares(&self.engine, &self.engine.shards[at], at, now_ns, &dropped)
             keep_fragments(&self.engine, &self.engine.shards[at], now_ns)
         return dropped
 

@@ -101,6 +101,11 @@ class CompiledTable:
         """Why the table that an earlier process left was not used, empty if it was or there was none."""
         return self.file.refused if self.file else ""
 
+    @property
+    def broken(self) -> str:
+        """Why the next process will not be able to go on with this table, empty if it will or the table is in no file."""
+        return self.file.broken if self.file else ""
+
     def _go_on(self, file: FlowFile, now_ns: int) -> None:
         """Give everything in the file the number that it had, and go on with its flows."""
         self.loose_until_ns = file.loose_until_ns
@@ -112,7 +117,7 @@ class CompiledTable:
             self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation, epoch=epoch)
             self._epoch = max(self._epoch, epoch)
         self._free = [(number, 1) for number in range(max(names.servers, default=-1)) if number not in names.servers]
-        self.core.keep_endpoints([(number, *endpoint) for number, endpoint in names.endpoints.items()])
+        self.core.keep_endpoints(names.endpoints)
         for number, (server, raw) in names.endpoints.items():
             self._addresses[number] = _address(raw)
             self._by_number[server].endpoints[self._addresses[number]] = number

@@ -51,12 +51,19 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     if state is not None:
         replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
     writer = CacheWriter(cache, replica)
+    watch = BrokenTableWatch(config, table)
+
+    def applied() -> None:
+        writer.note()
+        watch.note()
+
+    watch.note()
     subscription = Subscription(
         config.controller,
         Identity(agent_id=config.agent_id, boot_id=str(uuid.uuid4()), boot_time_ns=time.time_ns(), version=program_version()),
         firewall,
         replica,
-        applied=writer.note,
+        applied=applied,
         reconnect_min_s=config.reconnect_min_s,
         reconnect_max_s=config.reconnect_max_s,
     )
@@ -125,6 +132,22 @@ def open_table(config: AgentConfig, state: CachedState | None) -> CompiledTable 
         judged_by_cached_state=same,
     )
     return table
+
+
+class BrokenTableWatch:
+    """Says once that the flows will not outlive this process, if that comes to pass."""
+
+    def __init__(self, config: AgentConfig, table: CompiledTable | None) -> None:
+        self._config = config
+        self._table = table
+
+    def note(self) -> None:
+        """Look at the table after what is in force has changed: that is when its file is written to."""
+        if self._table is not None and self._table.broken:
+            log.error(
+                "flow_table_given_up", agent_id=self._config.agent_id, file=self._config.flow_table, reason=self._table.broken
+            )
+            self._table = None
 
 
 def write_ready_file(path: Path, address: str) -> None:

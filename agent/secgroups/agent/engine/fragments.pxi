@@ -98,6 +98,8 @@ cdef void remember_fragment(Shard *shard, const Case *case, uint64_t now_ns) noe
         forget_fragment(shard, place)
     place = take_fragment(shard)
     made = &shard.fragments[place]
+    # What forgot the entry must be in memory before what is written now.
+    sg_write_barrier()
     made.source[0], made.source[1] = record.source[0], record.source[1]
     made.destination[0], made.destination[1] = record.destination[0], record.destination[1]
     made.server, made.fragment_id = record.server, record.fragment_id

@@ -241,20 +241,19 @@ cdef inline void name_rule(Shard *shard, Flow *flow, uint32_t rule, bint commit)
 cdef void bring_up(
     Engine *engine, Shard *shard, const Server *server, Flow *flow, uint32_t place, uint64_t now_ns, bint commit
 ) noexcept nogil:
-    """Judge a flow again in the epoch of now, by the packet that opened it."""
+    """Judge a flow again in the epoch of now, by the packet that opened it; the epoch comes last, as it says that this was done."""
     cdef Opening opening = opening_of_flow(flow)
     cdef uint32_t rule = find_rule(engine, server.policy, &opening)
-    cdef bint was_revoked = flow.status & FLAG_REVOKED
-    flow.epoch = server.epoch
-    if not rule:
+    cdef bint was_revoked = (flow.status & FLAG_REVOKED) != 0
+    if rule:
+        flow.status &= 0xFF ^ FLAG_REVOKED
+        name_rule(shard, flow, rule, commit)
+    else:
         flow.status |= FLAG_REVOKED
-        if not was_revoked:
-            renew(engine, shard, flow, place, now_ns, commit)
-        return
-    flow.status &= 0xFF ^ FLAG_REVOKED
-    name_rule(shard, flow, rule, commit)
-    if was_revoked:
+    if was_revoked != (rule == 0):
         renew(engine, shard, flow, place, now_ns, commit)
+    sg_write_barrier()
+    flow.epoch = server.epoch
 
 
 cdef inline void count_in_flow(
@@ -281,18 +280,23 @@ cdef inline void by_flow(Case *case, const Flow *flow, uint8_t reason, uint8_t s
     case.reason, case.step, case.rule = reason, step, flow.rule
 
 
+cdef inline bint is_odd(const Flow *flow) noexcept nogil:
+    """Whether packets of a flow have to be looked at before the table."""
+    if not is_plain_source(flow.remote[0], flow.remote[1], is_ipv4_pair(flow.remote[0], flow.remote[1])):
+        return True
+    # The ports of DHCP are among those.
+    return flow.protocol == UDP and flow.local_port < 1024 and flow.remote_port < 1024
+
+
 cdef void open_at(
     Engine *engine, Shard *shard, const Case *case, uint32_t place, const Opening *opening, uint32_t rule, uint64_t now_ns
 ) noexcept nogil:
-    """Write a flow that ``case`` opens into an entry that is linked and indexed or about to be; the state comes last."""
+    """Write a flow that ``case`` opens into an entry that is linked and indexed or about to be; meanwhile it looks free."""
     cdef Flow *flow = &shard.flows[place]
     cdef uint8_t status = FLAG_INGRESS if opening.direction == INGRESS else 0
     cdef bint by_answerer = opening.direction != case.record.direction
-    if not is_plain_source(case.key.remote[0], case.key.remote[1], case.record.ip_version == 4):
-        status |= FLAG_ODD
-    elif case.key.protocol == UDP and case.key.local_port < 1024 and case.key.remote_port < 1024:
-        # The ports of DHCP are among those.
-        status |= FLAG_ODD
+    flow.status = 0
+    sg_write_barrier()
     flow.remote[0], flow.remote[1] = case.key.remote[0], case.key.remote[1]
     flow.endpoint, flow.local_port, flow.remote_port = case.key.endpoint, case.key.local_port, case.key.remote_port
     flow.protocol, flow.icmp_code = case.key.protocol, case.record.icmp_code
@@ -310,6 +314,8 @@ cdef void open_at(
         status |= STATE_ESTABLISHED
     flow.deadline_ns = now_ns + engine.timeouts_ns[engine.protocol_class[flow.protocol]][status & STATE_MASK]
     shard.rules[rule].users += 1
+    if is_odd(flow):
+        status |= FLAG_ODD
     sg_write_barrier()
     flow.status = status
 

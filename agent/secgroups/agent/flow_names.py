@@ -1,0 +1,162 @@
+"""What the numbers in a flow table's file mean: ``FILE.names``, written as names come and go, and read by the next process.
+
+A line is eight hexadecimal digits, a blank and JSON that has these digits as its CRC-32. The first line names the table, the others
+tell in their order what came (``+``) and went (``-``): servers, endpoints, rules. An incomplete last line was never used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from secgroups.agent.errors import FlowFileError
+
+NUMBER_MAX = 0xFFFF_FFFE
+SERVERS_MAX = 1 << 20
+ADDRESS_BYTES = 16
+# All names are written anew at the start, and when this many lines have come since.
+LINES_MAX = 1_000_000
+
+_MODE = 0o600
+
+
+@dataclass(slots=True)
+class Names:
+    """What numbers mean: servers by number (generation, name), endpoints (server, packed address), rules (handle, id, group id)."""
+
+    servers: dict[int, tuple[int, str]] = field(default_factory=dict)
+    endpoints: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    rules: dict[int, tuple[int, str, str]] = field(default_factory=dict)
+
+    def take(self, entry: list[object]) -> None:
+        """Follow one line. KeyError or ValueError if it makes no sense."""
+        match entry:
+            case ["+s", int(number), int(generation), str(name)] if 0 <= number < SERVERS_MAX:
+                self.servers[number] = (generation, name)
+            case ["+e", int(number), int(server), str(address)] if 0 <= number <= NUMBER_MAX and len(address) == 2 * ADDRESS_BYTES:
+                self.endpoints[number] = (server, bytes.fromhex(address))
+            case ["+r", int(number), int(handle), str(rule_id), str(group_id)] if 0 < number <= NUMBER_MAX and handle > 0:
+                self.rules[number] = (handle, rule_id, group_id)
+            case ["-s", int(number)]:
+                del self.servers[number]
+            case ["-e", int(number)]:
+                del self.endpoints[number]
+            case ["-r", int(number)]:
+                del self.rules[number]
+            case _:
+                raise ValueError(f"{entry!r} is no line of names")
+
+    def check(self) -> None:
+        """ValueError unless every endpoint is of a server that has a name."""
+        for number, (server, _) in self.endpoints.items():
+            if server not in self.servers:
+                raise ValueError(f"endpoint {number} is of server {server}, which has no name")
+
+    def lines(self) -> Iterable[list[object]]:
+        """Return the lines that make these names."""
+        yield from (["+s", number, *server] for number, server in self.servers.items())
+        yield from (["+e", number, server, address.hex()] for number, (server, address) in self.endpoints.items())
+        yield from (["+r", number, *rule] for number, rule in self.rules.items())
+
+
+class NamesFile:
+    """The file of one table's names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = Names()
+        self._pending: list[list[object]] = []
+        self._file = -1
+        self._lines = 0
+        self._table_id = b""
+
+    def read(self, table_id: bytes) -> None:
+        """Take the names of a table. Raises ``FlowFileError``."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise FlowFileError(f"has no names: {error.strerror}") from None
+        names = Names()
+        try:
+            if _decoded(lines[0]) != ["table", table_id.hex()]:
+                raise FlowFileError("has the names of another table")
+            for line in lines[1:-1]:
+                names.take(_decoded(line))
+            names.check()
+        except (ValueError, KeyError) as error:
+            raise FlowFileError(f"has damaged names: {error}") from None
+        self.names = names
+
+    def begin(self, table_id: bytes) -> None:
+        """Write all names for a table, in place of what was there. OSError if that fails; what was there then still is."""
+        self._table_id = table_id
+        self._rewrite()
+
+    def note(self, *entry: object) -> None:
+        """Have a line written with the next ``write``."""
+        self._pending.append(list(entry))
+
+    def drop_notes(self) -> None:
+        """Forget the lines that were noted."""
+        self._pending.clear()
+
+    def write(self) -> None:
+        """Write the lines that were noted. OSError if that fails: the file then lacks some of them."""
+        if not self._pending:
+            return
+        _write_all(self._file, b"".join(map(_encoded, self._pending)))
+        for entry in self._pending:
+            self.names.take(entry)
+        self._lines += len(self._pending)
+        self._pending.clear()
+        if self._lines >= LINES_MAX:
+            # If there is no room for a short file beside the long one, that stays, and it is tried again some other time.
+            with suppress(OSError):
+                self._rewrite()
+            self._lines = 0
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def _rewrite(self) -> None:
+        new = self.path.with_name(f"{self.path.name}.new")
+        new.unlink(missing_ok=True)
+        # Whatever somebody may have put there in between is not written to.
+        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, _MODE)
+        try:
+            lines: list[list[object]] = [["table", self._table_id.hex()], *self.names.lines()]
+            _write_all(file, b"".join(map(_encoded, lines)))
+            new.replace(self.path)
+        except OSError:
+            os.close(file)
+            new.unlink(missing_ok=True)
+            raise
+        self.close()
+        self._file, self._lines = file, 0
+
+
+def _encoded(entry: list[object]) -> bytes:
+    text = json.dumps(entry, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _decoded(line: bytes) -> list[object]:
+    """ValueError if the line is damaged."""
+    if line[:9] != b"%08x " % zlib.crc32(line[9:]):
+        raise ValueError(f"the checksum of {line[:80]!r} does not fit")
+    found = json.loads(line[9:])
+    return found if isinstance(found, list) else [found]
+
+
+def _write_all(file: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
