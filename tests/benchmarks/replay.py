@@ -1,7 +1,7 @@
 """What a replay costs: packets per second of reading a capture into records, of judging these, and of the whole summary.
 
 The capture is made of the committed ones, repeated: each repetition of one has a client address and client ports of its own, and
-begins a little later. It is a pcap file of a million packets in flows of about ten; checksums are left as they were. What is paid
+begins a little later. It is a pcap file of a million packets in short flows; checksums are left as they were. What is paid
 for is told by the clock and, under "cpu", by the processor time of this process: nothing here waits, so where others want the same
 cores the second is what the work costs.
 """
