@@ -129,7 +129,7 @@ class RuleLife:
         )
 
 
-@settings(max_examples=5 if CHECKED else 25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=3 if CHECKED else 25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**64 - 1))
 def test_the_rule_that_decides_is_the_same_after_any_change(seed):
     life = RuleLife(seed)
