@@ -10,6 +10,7 @@ from agent_world import ACK, ANY_EGRESS, DB, DNS, SECOND, SSH, WEB, World, reply
 
 from secgroups.agent.flow import Packet, Reason
 from secgroups.agent.records import pack, record_dtype, verdict_dtype
+from secgroups.agent.tracking import Flow
 
 FLOOD_PACKETS = 10_000_000
 BATCH = 50_000
@@ -89,3 +90,25 @@ def test_a_flood_of_ten_million_leaves_memory_flat_answered_flows_alive_and_othe
     world.now_ns += 121 * SECOND
     assert world.flow_count() == len(logins)
     assert going_on() == {Reason.ESTABLISHED}
+
+
+def test_a_table_that_is_full_finds_every_flow_and_forgets_every_one_that_is_over():
+    # Full, so that many a chunk of the index is, and flows lie in the ones behind it.
+    world = World("compiled", DNS, flows_max=4_000, server_flows_max=4_000)
+    rng = np.random.default_rng(11)
+    for _ in range(12):
+        numbers = rng.choice(60_000, 3_000, replace=False)
+        queries = [udp("192.0.2.7", MINE, 53, source_port=1_024 + int(number)) for number in numbers]
+        assert asker(world, queries)() <= {Reason.NEW, Reason.ESTABLISHED, Reason.TABLE_FULL}
+        world.now_ns += 11 * SECOND
+        assert world.firewall.flows.check(world.now_ns) == []
+        assert asker(world, [flow_answer(flow) for flow in world.firewall.live(world.now_ns)])() == {Reason.ESTABLISHED}
+        world.now_ns += int(rng.integers(0, 130)) * SECOND
+    world.now_ns += 200 * SECOND
+    assert world.decide(udp("192.0.2.8", MINE, 53)).opened
+    assert world.firewall.flows.check(world.now_ns) == []
+
+
+def flow_answer(flow: Flow) -> Packet:
+    """Return what the server answers to the opener of a UDP flow."""
+    return udp(MINE, "192.0.2.7", flow.key.remote_port, source_port=53)
