@@ -1,19 +1,23 @@
-"""Load the engine that SECGROUPS_CHECKED_ENGINE names (scripts/build_checked) in place of the installed one."""
+"""A small disk; and another build of the engine in place of the installed one: what SECGROUPS_CHECKED_ENGINE names."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
+from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 ENGINE = "secgroups.agent._engine"
 
 
 class _OtherEngine:
-    """Finds the engine at ``path``, and nothing else."""
+    """Finds the engine at ``path`` (made by scripts/build_checked), and nothing else."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -25,3 +29,20 @@ class _OtherEngine:
 if named := os.environ.get("SECGROUPS_CHECKED_ENGINE"):
     assert ENGINE not in sys.modules, "the installed engine was loaded before this"
     sys.meta_path.insert(0, _OtherEngine(named))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs with room for a table, its names and little more."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=4800k", "none", str(folder)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        # A table that a traceback holds is mapped still.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
