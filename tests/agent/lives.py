@@ -167,7 +167,8 @@ class _Maker:
     def _batch(self) -> tuple[Asked, ...]:
         if self._kind is Kind.SHRINKING or self._rng.random() < 0.5:
             return (self._traffic.next(),)
-        most = self._rng.choice([2, 5, 20, 150]) if self._kind is Kind.ROOMY else 5
+        # More than are judged at once in a hundredth of them: 64.
+        most = self._rng.choice([2, 3, 5, 8, 20, 150 if self._rng.random() < 0.1 else 5]) if self._kind is Kind.ROOMY else 5
         made = [self._traffic.next() for _ in range(most)]
         if self._kind is Kind.TIGHT:
             made = list({each.packet.server: each for each in made}.values())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -200,6 +202,10 @@ conversations_st = st.lists(
 )
 
 
+def batched(entries, size):
+    return [entries[at : at + size] for at in range(0, len(entries), size)]
+
+
 def said(opening, what):
     if what == "answer":
         return reply(opening, tcp_flags=SYN_ACK if opening.protocol == 6 else 0)
@@ -304,6 +310,58 @@ def test_buffers_that_do_not_fit_are_refused_with_their_sizes_and_nothing_is_dec
     world.firewall.server_handle(DB)
     with pytest.raises(ValueError, match=f"^{message}$"):
         world.firewall.decide_many(records, world.now_ns, verdicts, quotes)
+    assert not any(world.firewall.stats(world.now_ns).verdicts.values())
+
+
+@pytest.mark.parametrize(
+    ("expected", "after_s"),
+    [
+        (["NEW", "ESTABLISHED", "ESTABLISHED"], (0, 29, 29 + 119)),
+        (["NEW", "NO_RULE", "NO_RULE"], (0, 30, 30)),  # an unanswered question is over after 30 s,
+        (["NEW", "ESTABLISHED", "NO_RULE"], (0, 29, 29 + 120)),  # an answered one 120 s after its last packet
+    ],
+)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_record_is_judged_at_a_time_of_its_own(engine, shards, expected, after_s):
+    world = World(engine, DNS, shards=shards)
+    question = udp(CLIENT, DB4, 53)
+    records, _ = pack_many([question, reply(question), reply(question)], world.firewall.server_handle)
+    verdicts = bytearray(24)
+    times = array("Q", [world.now_ns + seconds * 10**9 for seconds in after_s])
+    world.firewall.decide_many(records, world.now_ns, verdicts, times=times)
+    assert [Reason(entry[1]).name for entry in batched(verdicts, 8)] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conversations=conversations_st, pauses_s=st.lists(st.sampled_from([0, 1, 30, 120]), min_size=40, max_size=40))
+def test_a_batch_with_times_is_decide_at_these_times(engine, conversations, pauses_s):
+    one_by_one, packed = (World(engine, SSH, DNS, PING, ANY_EGRESS, flows_max=4, fragments_max=4) for _ in range(2))
+    asked = [said(*each) for each in conversations]
+    times = [packed.now_ns + seconds * 10**9 for seconds in accumulate(pauses_s[: len(asked)])]
+    expected = []
+    for each, one_by_one.now_ns in zip(asked, times, strict=True):
+        expected.append(one_by_one.decide(each).reason)
+    records, quotes = pack_many(asked, packed.firewall.server_handle)
+    verdicts = bytearray(len(asked) * 8)
+    packed.firewall.decide_many(records, packed.now_ns, verdicts, quotes, array("Q", times))
+    assert [Reason(entry[1]) for entry in batched(verdicts, 8)] == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "times"),
+    [
+        ("times have 8 bytes, 2 records need 16", bytes(8)),
+        ("times have 24 bytes, 2 records need 16", bytes(24)),
+        ("times have 0 bytes, 2 records need 16", b""),
+        ("times are not C-contiguous", memoryview(bytes(32))[::2]),
+        ("the time of record 0, 99, is before 100", array("Q", [99, 100])),
+        ("the time of record 1, 100, is before 101", array("Q", [101, 100])),
+    ],
+)
+def test_times_that_do_not_fit_or_go_back_are_refused_and_nothing_is_decided(engine, message, times):
+    world = World(engine, ANY_INGRESS)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        world.firewall.decide_many(WHOLE * 2, 100, bytearray(16), b"", times)
     assert not any(world.firewall.stats(world.now_ns).verdicts.values())
 
 

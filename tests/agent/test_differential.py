@@ -11,7 +11,7 @@ from lives import Ask, Change, Pass, make_life
 from secgroups.agent._engine import CHECKED
 
 # 250 lives of 400 packets: 100,000 packets. The checked build takes its time, and plays a few.
-_LIVES = 25 if CHECKED else 250
+_LIVES = 15 if CHECKED else 250
 
 
 # A seed that fails is made shorter by leaving out events, not by smaller seeds.

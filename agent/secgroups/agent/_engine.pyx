@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
 
 from secgroups.agent.flow import Packet, Reason, Verdict
-from secgroups.agent.records import check_buffers
+from secgroups.agent.records import check_buffers, check_times
 
 include "engine/machine.pxi"
 include "engine/layout.pxi"
@@ -86,6 +86,37 @@ def file_bytes(uint32_t flows_max, uint32_t fragments_max, uint32_t shards) -> i
 
 # Sizes and places in a file: one that has others is of another program.
 LAYOUT = (FILE_HEADER_BYTES, FILE_MARK_AT, EPOCHS_BYTES, sizeof(Flow), sizeof(Highs), sizeof(FirstFragment))
+
+
+cdef inline int take_lock(int *lock) noexcept:
+    """Lock with the interpreter's lock held, which is given up if that takes a while: a change holds both, and needs it to go on."""
+    if not sg_try_lock(lock):
+        with nogil:
+            sg_lock(lock)
+    return 0
+
+
+cdef int with_times(times, uint64_t now_ns, Py_ssize_t count, Py_buffer *timed) except -1:
+    """Take the times of ``count`` records; ValueError if they are not as many or one is before the one before it."""
+    cdef const uint64_t *moments
+    cdef uint64_t last = now_ns
+    cdef Py_ssize_t at
+    cdef bint goes_back = False
+    try:
+        PyObject_GetBuffer(times, timed, PyBUF_SIMPLE)
+    except BufferError:
+        check_times(times, now_ns, count)
+        raise
+    moments = <const uint64_t *>timed.buf
+    if timed.len == count * <Py_ssize_t>sizeof(uint64_t):
+        for at in range(count):
+            goes_back |= moments[at] < last
+            last = moments[at]
+        if not goes_back:
+            return 0
+    PyBuffer_Release(timed)
+    check_times(times, now_ns, count)
+    raise ValueError("times changed while they were read")
 
 
 cdef class Core:
@@ -160,6 +191,7 @@ cdef class Core:
         """Keep every shard from deciding until ``unlock``."""
         cdef uint32_t at
         with nogil:
+            sg_shut(&self.engine.gate)
             for at in range(self.engine.shards_count):
                 sg_lock(&self.engine.shards[at].lock)
 
@@ -167,6 +199,7 @@ cdef class Core:
         cdef uint32_t at
         for at in range(self.engine.shards_count):
             sg_unlock(&self.engine.shards[at].lock)
+        sg_open(&self.engine.gate)
 
     def set_essential_services(self, bint wanted):
         self.engine.essential_services = wanted
@@ -224,7 +257,9 @@ cdef class Core:
         cdef uint32_t at = 0, end, gone = 0
         with nogil:
             while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+                sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
+                sg_open(&self.engine.gate)
                 end = min(at + 4096, shard.never_used)
                 while at < end:
                     if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
@@ -235,7 +270,7 @@ cdef class Core:
         return gone
 
     def forget_fragments(self, uint32_t handle):
-        """Forget the first fragments of a server."""
+        """Forget the first fragments of a server. Without ``lock``."""
         cdef Shard *shard = &self.engine.shards[(handle & HANDLE_INDEX_MASK) % self.engine.shards_count]
         cdef uint32_t at
         with nogil:
@@ -353,8 +388,8 @@ cdef class Core:
         shard = &engine.shards[0]
         if engine.shards_count > 1:
             shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
-        sg_lock(&shard.lock)
-        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, &answer)
+        take_lock(&shard.lock)
+        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, NULL, &answer)
         rule = verdict.rule
         sg_unlock(&shard.lock)
         return self._verdict(verdict.reason, verdict.flags, rule)
@@ -387,9 +422,9 @@ cdef class Core:
         copy.status = 0
         case.record = &record
         pack(packet, self._handle(packet), &record, &quote)
-        prepare(&self.engine, &case, &quote, record.quote)
         shard = &self.engine.shards[(record.server & HANDLE_INDEX_MASK) % self.engine.shards_count]
-        sg_lock(&shard.lock)
+        take_lock(&shard.lock)
+        prepare(&self.engine, &case, &quote, record.quote)
         if case.kind == KIND_KEYED:
             case.hash = hash_of(shard, &case.key)
         if case.kind != KIND_DECIDED:
@@ -408,10 +443,11 @@ cdef class Core:
             PyBytes_FromStringAndSize(<char *>&quote, sizeof(Quote)) if record.quote else b"",
         )
 
-    def decide_many(self, records, uint64_t now_ns, verdicts, quotes=b""):
-        """Write a verdict of 8 bytes for each record of 64; ValueError if the sizes don't match."""
-        cdef Py_buffer asked, answers, quoted
+    def decide_many(self, records, uint64_t now_ns, verdicts, quotes=b"", times=None):
+        """Write a verdict of 8 bytes for each record of 64; ValueError if the sizes don't match or a time goes back."""
+        cdef Py_buffer asked, answers, quoted, timed
         cdef Py_ssize_t count
+        cdef const uint64_t *moments = NULL
         try:
             PyObject_GetBuffer(records, &asked, PyBUF_SIMPLE)
         except BufferError:
@@ -421,12 +457,17 @@ cdef class Core:
             with_verdicts(&asked, records, verdicts, quotes, &answers, &quoted)
             try:
                 count = asked.len // sizeof(Record)
+                if times is not None:
+                    with_times(times, now_ns, count, &timed)
+                    moments = <const uint64_t *>timed.buf
                 with nogil:
                     decide_all(
                         &self.engine, <const Record *>asked.buf, count, <const Quote *>quoted.buf,
-                        <uint32_t>(quoted.len // sizeof(Quote)), now_ns, <PackedVerdict *>answers.buf,
+                        <uint32_t>(quoted.len // sizeof(Quote)), now_ns, moments, <PackedVerdict *>answers.buf,
                     )
             finally:
+                if moments != NULL:
+                    PyBuffer_Release(&timed)
                 PyBuffer_Release(&quoted)
                 PyBuffer_Release(&answers)
         finally:
@@ -659,7 +700,7 @@ cdef class Core:
         cdef uint64_t now_seen = now_ns >> SEEN_SHIFT, now_opened = now_ns >> OPENED_SHIFT
         end = min(start + most, shard.never_used)
         for at in range(start, end):
-            sg_lock(&shard.lock)
+            take_lock(&shard.lock)
             flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
             sg_unlock(&shard.lock)
             if not flow.status or flow.deadline_ns <= now_ns:

@@ -72,7 +72,14 @@ ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": Ref
 class DecideMany(Protocol):
     """What ``Firewall.decide_many`` is."""
 
-    def __call__(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None: ...
+    def __call__(
+        self,
+        records: ReadableBuffer,
+        now_ns: int,
+        verdicts: WriteableBuffer,
+        quotes: ReadableBuffer = b"",
+        times: ReadableBuffer | None = None,
+    ) -> None: ...
 
 
 class Firewall:
@@ -84,10 +91,12 @@ class Firewall:
     ``decide(packet, now_ns)`` returns the verdict for a ``Packet``, or for a record of 64 bytes, and tracks the flow if it is
     allowed. It raises nothing; a full table denies.
 
-    ``decide_many(records, now_ns, verdicts, quotes=b"")`` writes one 8-byte verdict entry per 64-byte record, in order; later
-    records see the flows that earlier ones opened. All are C-contiguous buffers of whole entries, laid out as ``records`` (the
-    module) says, of any item type and shape; ``verdicts`` has room for exactly as many as there are records and shares no memory
-    with them. ValueError, which names the sizes, if not; then nothing was decided.
+    ``decide_many(records, now_ns, verdicts, quotes=b"", times=None)`` writes one 8-byte verdict entry per 64-byte record, in order;
+    later records see the flows that earlier ones opened. All are C-contiguous buffers of whole entries, laid out as ``records``
+    (the module) says, of any item type and shape; ``verdicts`` has room for exactly as many as there are records and shares no
+    memory with them. ValueError, which names the sizes, if not; then nothing was decided. With ``times``, one u64 of nanoseconds
+    per record in the byte order of this machine, every record is judged at its own time (a capture, a queue that was read late).
+    They begin no earlier than ``now_ns`` and never go back: ValueError if they do.
 
     Both are the engine's own: a call of a method on the way to it would take as long as the verdict.
     """

@@ -84,6 +84,7 @@ RECORD = Struct("<16s16sIHHBBBBBBHB3sIII")
 QUOTE = Struct("<16s16sHHBBBBH6s")
 VERDICT = Struct("<BBBBI")
 RECORD_BYTES, QUOTE_BYTES, VERDICT_BYTES = RECORD.size, QUOTE.size, VERDICT.size
+TIME_BYTES = 8
 OPENED = 0x01
 
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -230,6 +231,22 @@ def check_buffers(records: ReadableBuffer, verdicts: WriteableBuffer, quotes: Re
     if sizes["verdicts"] != count * VERDICT_BYTES:
         raise ValueError(f"verdicts have {sizes['verdicts']} bytes, {count} records need {count * VERDICT_BYTES}")
     return count
+
+
+def check_times(times: ReadableBuffer, now_ns: int, count: int) -> memoryview:
+    """Return the times of ``count`` records. ValueError if they are not as many, begin before ``now_ns`` or go back."""
+    view = memoryview(times)
+    if not view.c_contiguous:
+        raise ValueError("times are not C-contiguous")
+    if view.nbytes != count * TIME_BYTES:
+        raise ValueError(f"times have {view.nbytes} bytes, {count} records need {count * TIME_BYTES}")
+    moments = memoryview(view.tobytes()).cast("Q")
+    last_ns = now_ns
+    for at, moment_ns in enumerate(moments):
+        if moment_ns < last_ns:
+            raise ValueError(f"the time of record {at}, {moment_ns}, is before {last_ns}")
+        last_ns = moment_ns
+    return moments
 
 
 def record_dtype() -> np.dtype[np.void]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from secgroups.agent.counters import Counters, Stats
@@ -35,6 +36,7 @@ from secgroups.agent.records import (
     RECORD_BYTES,
     VERDICT,
     check_buffers,
+    check_times,
     pack_verdict,
     unpack,
 )
@@ -132,14 +134,22 @@ class ReferenceEngine:
         """Return the rule that a verdict entry named by ``handle``, empty if none."""
         return self._rule_handles.name(handle)
 
-    def decide_many(self, records: ReadableBuffer, now_ns: int, verdicts: WriteableBuffer, quotes: ReadableBuffer = b"") -> None:
-        """Decide about every record, in order, and write its verdict entry. ValueError if the sizes do not fit."""
+    def decide_many(
+        self,
+        records: ReadableBuffer,
+        now_ns: int,
+        verdicts: WriteableBuffer,
+        quotes: ReadableBuffer = b"",
+        times: ReadableBuffer | None = None,
+    ) -> None:
+        """Decide about every record, in order, and write its verdict entry. ValueError if the buffers do not fit."""
         count = check_buffers(records, verdicts, quotes)
+        moments = repeat(now_ns, count) if times is None else check_times(times, now_ns, count)
         packed, quoted = memoryview(records).tobytes(), memoryview(quotes).tobytes()
         entries = bytearray()
-        for at in range(0, count * RECORD_BYTES, RECORD_BYTES):
+        for at, moment_ns in zip(range(0, count * RECORD_BYTES, RECORD_BYTES), moments, strict=True):
             packet = unpack(packed[at : at + RECORD_BYTES], quoted, self._server_handles.name)
-            judgement = self._decided(packet, now_ns)
+            judgement = self._decided(packet, moment_ns)
             rule_id = judgement.verdict.rule_id
             entries += pack_verdict(judgement.verdict, judgement.step, self._rule_handles.handle(rule_id) if rule_id else 0)
         # Writes into buffers of any item type, which slices of a memoryview do not.

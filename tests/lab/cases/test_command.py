@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from secgroups.agent.firewall import ENGINES
+from secgroups.agent.flow import Explanation, Packet, Verdict
+from secgroups.agent.reference import ReferenceEngine
 from secgroups.cli.main import run
 
 GOOD = """\
@@ -30,13 +34,42 @@ def written(tmp_path: Path, name: str, text: str) -> str:
     return str(file)
 
 
-def test_cases_that_hold_exit_0_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["test", "--engine", "reference", written(tmp_path, "good.yaml", GOOD)]) == 0
+@pytest.mark.parametrize(
+    ("engine", "chosen"),
+    [("compiled", []), ("compiled", ["--engine", "compiled"]), ("reference", ["--engine", "reference"])],
+)
+def test_cases_that_hold_exit_0_with_a_summary_that_names_the_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str, chosen: list[str]
+) -> None:
+    assert run(["test", *chosen, written(tmp_path, "good.yaml", GOOD)]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("2 cases: 2 passed, 0 failed in ")
     assert out.count("\n") == 1
-    assert "(engine reference, in process)" in out
+    assert f"(engine {engine}, in process)" in out
     assert err == ""
+
+
+def test_the_engine_that_is_chosen_is_the_one_that_judges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "good.yaml", GOOD)
+    for broken, other in (("compiled", "reference"), ("reference", "compiled")):
+        with monkeypatch.context() as patched:
+            patched.setitem(ENGINES, broken, Forgetful)
+            assert run(["test", "--engine", broken, file]) == 1
+            assert "UNKNOWN_SERVER" in capsys.readouterr().out
+            assert run(["test", "--engine", other, file]) == 0
+            capsys.readouterr()
+
+
+class Forgetful(ReferenceEngine):
+    """Guards nobody."""
+
+    def decide(self, packet: Packet, now_ns: int) -> Verdict:
+        return super().decide(replace(packet, server="p/nobody"), now_ns)
+
+    def explain(self, packet: Packet, now_ns: int) -> Explanation:
+        return super().explain(replace(packet, server="p/nobody"), now_ns)
 
 
 def test_a_case_that_fails_exits_1_and_says_what_came_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +120,6 @@ def test_a_file_that_cant_be_read_exits_2_with_line_and_field(tmp_path: Path, ca
     ("message", "arguments"),
     [
         ("nowhere.yaml: can't be read: No such file or directory", ["nowhere.yaml"]),
-        ("engine compiled is not part of this installation; there is: reference", ["--engine", "compiled", "GOOD"]),
         ("'warp' is not one of 'compiled', 'reference'", ["--engine", "warp", "GOOD"]),
         ("no case has 'nothing' in its name", ["--filter", "nothing", "GOOD"]),
         ("Missing argument 'FILE...'", []),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from secgroups.agent.firewall import ENGINES
 from secgroups.cli.main import run
 from secgroups.cli.settings import Settings
 from secgroups.lab.cases.live import LiveWorld
@@ -34,8 +35,10 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield stack.controller.address
 
 
-def test_every_vector_that_can_be_run_live_holds(controller: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status = run(["--controller", controller, "test", "--live", "--json", *map(str, sorted(VECTORS.glob("*.yaml")))])
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_every_vector_that_can_be_run_live_holds(controller: str, capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    files = map(str, sorted(VECTORS.glob("*.yaml")))
+    status = run(["--controller", controller, "test", "--live", "--engine", engine, "--json", *files])
     outcomes = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [outcome for outcome in outcomes if outcome["ok"] is False] == []
     assert status == 0

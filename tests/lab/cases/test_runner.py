@@ -43,9 +43,9 @@ HTTP_TO_W2 = "flow: {from: w1, to: w2, protocol: tcp, port: 80}"
 LATER = "packet: {from: 203.0.113.9, to: w1, protocol: udp, fragment: later}"
 
 
-@pytest.fixture(scope="module")
-def worlds() -> Iterator[LocalWorlds]:
-    with LocalWorlds("reference") as made:
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def worlds(request: pytest.FixtureRequest) -> Iterator[LocalWorlds]:
+    with LocalWorlds(request.param) as made:
         yield made
 
 

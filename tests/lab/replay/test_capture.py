@@ -213,7 +213,17 @@ def test_a_record_that_claims_gigabytes_is_not_asked_for(tmp_path: Path) -> None
     content = (FOLDER / "ping.pcap").read_bytes()[:24] + struct.pack("<IIII", 1, 0, RECORD_BYTES_MAX + 1, RECORD_BYTES_MAX + 1)
     found, damage = read(tmp_path / "c", content + bytes(100))
     assert found == []
-    assert damage.startswith(f"a record of {RECORD_BYTES_MAX + 1} bytes")
+    assert damage == f"a record of {RECORD_BYTES_MAX + 1} bytes at byte 40; what follows is not read"
+
+
+@pytest.mark.parametrize("size", [1, 262_103, 262_104, 262_105, 600_000])
+def test_frames_of_all_sizes_are_read_whole_from_a_file_that_is_read_in_pieces(tmp_path: Path, size: int) -> None:
+    data = [bytes([number]) * (size + number) for number in range(5)]
+    content = (FOLDER / "ping.pcap").read_bytes()[:24]
+    content += b"".join(struct.pack("<IIII", number, 0, len(each), len(each)) + each for number, each in enumerate(data))
+    found, damage = read(tmp_path / "c", content)
+    assert [(frame.time_ns, frame.data) for frame in found] == [(number * SECOND_NS, each) for number, each in enumerate(data)]
+    assert damage == ""
 
 
 def written_by_dpkt() -> tuple[bytes, bytes]:

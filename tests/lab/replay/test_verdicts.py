@@ -25,12 +25,14 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet as Layers
 from scapy.utils import wrpcap
 
-from secgroups.agent.errors import UnenforceableError
+from secgroups.agent.errors import ConfigError, UnenforceableError
+from secgroups.agent.firewall import ENGINES
 from secgroups.agent.flow import ICMPV6, Direction
 from secgroups.agent.flow import TCP as TCP_NUMBER
 from secgroups.agent.settings import EngineSettings
 from secgroups.lab.replay.capture import Capture, CaptureError
-from secgroups.lab.replay.run import PROBLEMS_MAX, Judged, Replay
+from secgroups.lab.replay.packing import PROBLEMS_MAX, Clock
+from secgroups.lab.replay.run import Judged, Replay
 from secgroups.v1.ruleset_service_pb2 import EffectiveRuleset
 
 ALL_OUT = spec("any", direction=EGRESS)
@@ -321,6 +323,26 @@ def test_time_that_goes_back_stands_still(tmp_path: Path) -> None:
     assert replay.totals()["clock_went_back"] == 1
 
 
+@pytest.mark.parametrize(
+    ("times", "expected", "went_back"),
+    [
+        ([100, 105, 99, 106], [0, 5, 5, 6], 1),
+        ([100, 99, 98, 101], [0, 0, 0, 1], 2),
+        ([100, None, 107, None], [0, 0, 7, 7], 0),
+        ([None, 100, None, 99], [0, 0, 0, 0], 1),
+        ([None, None], [0, 0], 0),
+        ([5, 5 + 2**63, 6, 5 + 2**62], [0, 2**62, 2**62, 2**62], 1),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_the_clock_begins_at_0_and_never_goes_back(
+    times: list[int | None], expected: list[int], went_back: int, at_once: int
+) -> None:
+    clock = Clock()
+    read = [moment for at in range(0, len(times), at_once) for moment in clock.read(times[at : at + at_once])]
+    assert (read, clock.went_back) == (expected, went_back)
+
+
 def test_a_connection_open_before_the_capture_needs_leave(tmp_path: Path) -> None:
     segment = from_client() / IP(src=CLIENT4, dst=SERVER4) / TCP(sport=1000, dport=80, flags="A")
     path = recorded(tmp_path / "c", segment)
@@ -391,6 +413,26 @@ def test_a_list_of_flows_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     judged, replay = judge(recorded(tmp_path / "c", *scan), ruleset())
     assert len(judged) == 7
     assert (len(replay.flows), replay.totals()["packets_of_unlisted_flows"]) == (3, 4)
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize("rules", [[HTTP, PING, ALL_OUT], [DNS_UDP, spec("udp", 9999)], []], ids=["web", "dns", "none"])
+def test_both_engines_say_the_same(name: str, rules: list[object]) -> None:
+    for everything in (False, True):
+        said = []
+        for engine in sorted(ENGINES):
+            with Capture(FOLDER / name) as capture:
+                replay = Replay(capture, ruleset(*rules), engine=engine, everything=everything)
+                said.append((list(replay.judged()), replay.totals()))
+        assert said[0] == said[1]
+
+
+def test_the_engine_that_is_chosen_is_the_one_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine in list(ENGINES):
+        with monkeypatch.context() as patched:
+            patched.delitem(ENGINES, engine)
+            with Capture(FOLDER / "ping.pcap") as capture, pytest.raises(ConfigError, match=engine):
+                Replay(capture, ruleset(), engine=engine)
 
 
 def test_two_replays_of_one_capture_say_the_same() -> None:

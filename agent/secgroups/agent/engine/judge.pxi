@@ -583,9 +583,9 @@ cdef inline void begin_long_way(Case *case) noexcept nogil:
 
 cdef void decide_batch(
     Engine *engine, Shard *shard, Case *cases, uint32_t count, const Quote *quotes, uint32_t quotes_count,
-    uint64_t now_ns, PackedVerdict **verdicts,
+    uint64_t now_ns, const uint64_t *times, PackedVerdict **verdicts,
 ) noexcept nogil:
-    """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked."""
+    """Judge ``count`` packets, at most BATCH, of servers of this shard, which is locked; each at its own of ``times``, if given."""
     cdef uint32_t at, established = 0, indexed = shard.indexed, guessed
     cdef Case *case
     for at in range(count):
@@ -607,6 +607,8 @@ cdef void decide_batch(
                 prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
     for at in range(count):
         case = &cases[at]
+        if times != NULL:
+            now_ns = times[at]
         if sg_likely(case.kind == KIND_QUICK):
             if sg_likely(go_on(engine, shard, case, now_ns, verdicts[at])):
                 established += 1

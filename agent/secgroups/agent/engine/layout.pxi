@@ -385,6 +385,8 @@ ctypedef struct Tap:
 # Everything. servers, endpoints and all of the rules are written while every shard is locked; of servers, a shard writes the counts
 # and lists of its own while it is locked itself.
 ctypedef struct Engine:
+    # How many changes wait for the shards or have them: batches let these go first.
+    int gate
     uint32_t shards_count
     Shard *shards
     uint32_t server_flows_max

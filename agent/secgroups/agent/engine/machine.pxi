@@ -59,7 +59,12 @@ cdef extern from *:
             }
         }
     }
+    static inline int sg_try_lock(int *lock) { return !__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE); }
     static inline void sg_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+    /* A gate is shut while somebody waits for locks, or has them, who is to have them before those that come again and again. */
+    static inline void sg_shut(int *gate) { __atomic_fetch_add(gate, 1, __ATOMIC_RELAXED); }
+    static inline void sg_open(int *gate) { __atomic_fetch_sub(gate, 1, __ATOMIC_RELAXED); }
+    static inline void sg_pass(const int *gate) { while (__atomic_load_n(gate, __ATOMIC_RELAXED)) sched_yield(); }
     /* Nothing written before may reach memory after what is written next: for files that a killed process leaves behind. */
     #define sg_write_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
@@ -119,7 +124,11 @@ cdef extern from *:
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil
     void sg_lock(int *lock) noexcept nogil
+    bint sg_try_lock(int *lock) noexcept nogil
     void sg_unlock(int *lock) noexcept nogil
+    void sg_shut(int *gate) noexcept nogil
+    void sg_open(int *gate) noexcept nogil
+    void sg_pass(const int *gate) noexcept nogil
     void sg_write_barrier() noexcept nogil
     void *sg_take_memory(size_t bytes) noexcept nogil
     void sg_give_memory(void *made, size_t bytes) noexcept nogil

@@ -230,10 +230,11 @@ cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
 
 cdef void decide_all(
     Engine *engine, const Record *records, Py_ssize_t count, const Quote *quotes, uint32_t quotes_count,
-    uint64_t now_ns, PackedVerdict *verdicts,
+    uint64_t now_ns, const uint64_t *times, PackedVerdict *verdicts,
 ) noexcept nogil:
-    """Judge records shard by shard; the packets of a server keep their order."""
+    """Judge records shard by shard; the packets of a server keep their order. ``times`` is NULL or has one for each record."""
     cdef Case cases[BATCH]
+    cdef uint64_t moments[BATCH]
     cdef PackedVerdict *answers[BATCH]
     cdef Shard *shard
     cdef Py_ssize_t at
@@ -247,13 +248,20 @@ cdef void decide_all(
                 filled = <uint32_t>min(count - at, BATCH)
                 for place in range(filled):
                     cases[place].record, answers[place] = &records[at + place], &verdicts[at + place]
+                    if times != NULL:
+                        moments[place] = times[at + place]
                 at += filled
             while at < count and filled < BATCH:
                 if (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
                     cases[filled].record, answers[filled] = &records[at], &verdicts[at]
+                    if times != NULL:
+                        moments[filled] = times[at]
                     filled += 1
                 at += 1
             if filled:
+                sg_pass(&engine.gate)
                 sg_lock(&shard.lock)
-                decide_batch(engine, shard, cases, filled, quotes, quotes_count, now_ns, answers)
+                decide_batch(
+                    engine, shard, cases, filled, quotes, quotes_count, now_ns, NULL if times == NULL else moments, answers
+                )
                 sg_unlock(&shard.lock)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from secgroups.agent.firewall import ENGINES
-from secgroups.cli.errors import CliError, InputError
+from secgroups.cli.errors import InputError
 from secgroups.lab.cases.live import LiveWorld, find_obstacle
 from secgroups.lab.cases.loader import load
 from secgroups.lab.cases.local import LocalWorlds
@@ -19,23 +18,22 @@ from secgroups.lab.cases.model import Case
 from secgroups.lab.cases.nodes import CaseFileError
 from secgroups.lab.cases.report import human_line, json_line, summary
 from secgroups.lab.cases.runner import Outcome, WorldFactory, run_case
+from secgroups.lab.engines import engine_option
 
 if TYPE_CHECKING:
     from secgroups.cli.settings import Settings as CliSettings
 
-# The first of these that is there is the default.
-ENGINE_NAMES = ("compiled", "reference")
 EXIT_FAILED = 1
 
 
 @click.command("test")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--live", is_flag=True, help="Change the controller that sgctl is pointed at, in a project made for the case.")
-@click.option("--engine", type=click.Choice(sorted(ENGINE_NAMES)), help="Which engine judges; the fastest there is unless said.")
+@engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per case and line, and nothing else.")
 @click.option("--filter", "wanted", default="", metavar="TEXT", help="Run the cases whose name contains TEXT.")
 @click.pass_context
-def command(ctx: click.Context, files: tuple[str, ...], live: bool, engine: str | None, as_json: bool, wanted: str) -> None:
+def command(ctx: click.Context, files: tuple[str, ...], live: bool, engine: str, as_json: bool, wanted: str) -> None:
     """Run scenario FILEs: each case sets up groups and servers, changes them, sends packets and says what must come.
 
     Every case runs against a controller and an engine of its own inside this process, with a clock of its own. With --live
@@ -44,9 +42,6 @@ def command(ctx: click.Context, files: tuple[str, ...], live: bool, engine: str 
 
     Exit status: 0 all expectations hold, 1 one does not, 2 a file can't be read; its mistakes are shown with line and field.
     """
-    engine = engine or next(name for name in ENGINE_NAMES if name in ENGINES)
-    if engine not in ENGINES:
-        raise CliError(f"engine {engine} is not part of this installation; there is: {', '.join(sorted(ENGINES))}")
     try:
         cases = [case for case in load(files) if wanted.lower() in case.name.lower()]
     except CaseFileError as error:

@@ -16,14 +16,17 @@ from dpkt import ethernet, ip, pcap
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, SCTP, TCP, UDP, Direction, Fragment, Packet, QuotedPacket
 
 LINK_TYPE_RAW = 101
+# Nothing stands before the IP header.
+BARE_LINKS = frozenset({LINK_TYPE_RAW, pcap.DLT_RAW, pcap.DLT_IPV4, pcap.DLT_IPV6})
 
 _VLAN_TAGS = frozenset({ethernet.ETH_TYPE_8021Q, ethernet.ETH_TYPE_8021AD, ethernet.ETH_TYPE_QINQ1, ethernet.ETH_TYPE_QINQ2})
+IPV4_KIND, IPV6_KIND = (kind.to_bytes(2) for kind in (ethernet.ETH_TYPE_IP, ethernet.ETH_TYPE_IP6))
 _IP_VERSIONS = {ethernet.ETH_TYPE_IP: 4, ethernet.ETH_TYPE_IP6: 6}
 _LINK_HEADER_BYTES = {pcap.DLT_EN10MB: 14, pcap.DLT_LINUX_SLL: 16, pcap.DLT_LINUX_SLL2: 20}
 _VLAN_TAG_BYTES = 4
 # Linux cooked headers have room for so much of a hardware address, whatever length they tell.
 _COOKED_ADDRESS_BYTES = 8
-_BSD_FAMILY_BYTES = 4
+BSD_FAMILY_BYTES = 4
 
 _IPV4_HEADER = struct.Struct("!BxHHHxBxx4s4s")
 _IPV6_HEADER = struct.Struct("!B3xHBx16s16s")
@@ -102,8 +105,8 @@ def open_frame(link_type: int, data: bytes) -> Opened:
         return Opened(version=version, data=inside, source_hardware=data[12 : 12 + min(data[11], _COOKED_ADDRESS_BYTES)])
     if link_type in (pcap.DLT_NULL, pcap.DLT_LOOP):
         # The numbers of families differ between systems; the first byte of the packet does not.
-        return _bare(data[_BSD_FAMILY_BYTES:])
-    if link_type in (LINK_TYPE_RAW, pcap.DLT_RAW, pcap.DLT_IPV4, pcap.DLT_IPV6):
+        return _bare(data[BSD_FAMILY_BYTES:])
+    if link_type in BARE_LINKS:
         return _bare(data)
     raise UnknownLinkError(
         f"frames of link type {link_type} can't be read; those of Ethernet, Linux cooked capture, raw IP and BSD loopback can"

@@ -12,9 +12,11 @@ from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.settings import EngineSettings
 from secgroups.cli.errors import CliError, InputError
 from secgroups.cli.lookup import get_server
+from secgroups.lab.engines import engine_option
 from secgroups.lab.replay.capture import Capture, CaptureError
+from secgroups.lab.replay.packing import PROBLEMS_MAX
 from secgroups.lab.replay.report import write_csv, write_json, write_table
-from secgroups.lab.replay.run import PROBLEMS_MAX, Replay
+from secgroups.lab.replay.run import Replay
 from secgroups.v1.ruleset_service_pb2 import EffectiveRuleset, GetEffectiveRulesetRequest
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ TCP_LOOSE_MAX_S = 86_400
     metavar="SECONDS",
     help="Accept connections that were open before the capture began, for its first SECONDS.",
 )
+@engine_option
 @click.pass_obj
 def command(
     settings: Settings,
@@ -49,6 +52,7 @@ def command(
     summary: bool,
     everything: bool,
     tcp_loose_s: int,
+    engine: str,
 ) -> None:
     """Judge the packets of a capture FILE (pcap or pcapng) by the rules that a server has now.
 
@@ -61,8 +65,8 @@ def command(
     try:
         with Capture(file) as capture:
             ruleset = _fetch(settings, project, wanted)
-            engine = EngineSettings(tcp_loose_s=tcp_loose_s)
-            replay = Replay(capture, ruleset, settings=engine, everything=everything)
+            engine_settings = EngineSettings(tcp_loose_s=tcp_loose_s)
+            replay = Replay(capture, ruleset, settings=engine_settings, engine=engine, everything=everything)
             _print(replay, form, summary=summary, color=settings.color and sys.stdout.isatty())
     except CaptureError as error:
         raise InputError(f"{file}: {error}") from None

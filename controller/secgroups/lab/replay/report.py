@@ -106,9 +106,10 @@ def write_table(replay: Replay, *, summary: bool, color: bool) -> Iterator[str]:
 
 
 def _packets(replay: Replay, *, summary: bool) -> Iterator[Judged]:
-    for judged in replay.judged():
-        if not summary:
-            yield judged
+    if summary:
+        replay.run()
+    else:
+        yield from replay.judged()
 
 
 def _flow_records(replay: Replay) -> Iterator[dict[str, Value]]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from sys import byteorder
 
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action, Packet, Verdict
+from secgroups.agent.records import VERDICT_BYTES, unpack_verdict
 from secgroups.agent.settings import EngineSettings
 from secgroups.lab.effective import server_addresses, server_key, snapshot_of
+from secgroups.lab.engines import DEFAULT_ENGINE
 from secgroups.lab.replay.capture import Capture, CaptureError
-from secgroups.lab.replay.decode import UnknownLinkError, UnreadableError, open_frame, read_packet
+from secgroups.lab.replay.decode import UnknownLinkError
+from secgroups.lab.replay.packing import Batch, Packer
 from secgroups.lab.replay.placement import Placement, find_own_hardware
 from secgroups.lab.replay.tally import FlowLine, Tally
 from secgroups.v1.ruleset_service_pb2 import EffectiveRuleset
 
-# 146 years: what a damaged time stamp may claim at most.
-_TIME_NS_MAX = 2**62
-PROBLEMS_MAX = 10
 _RULE_ID_CHARACTERS_MIN = 8
 
 
@@ -32,33 +33,6 @@ class Judged:
     group_name: str
 
 
-@dataclass(slots=True)
-class _Counts:
-    frames: int = 0
-    other: int = 0
-    not_ip: int = 0
-    cut: int = 0
-    malformed: int = 0
-
-
-class _Clock:
-    """Turns times of a file into what the engine wants: from 0 on, never back."""
-
-    def __init__(self) -> None:
-        self._start_ns: int | None = None
-        self._last_ns = 0
-        self.went_back = 0
-
-    def read(self, time_ns: int | None) -> int:
-        if time_ns is not None:
-            if self._start_ns is None:
-                self._start_ns = time_ns
-            now_ns = time_ns - self._start_ns
-            self.went_back += now_ns < self._last_ns
-            self._last_ns = min(max(now_ns, self._last_ns), _TIME_NS_MAX)
-        return self._last_ns
-
-
 class Replay:
     """Judges the packets of ``capture`` by ``ruleset``. Raises ``UnenforceableError``, and ``CaptureError`` for unknown frames.
 
@@ -66,57 +40,60 @@ class Replay:
     """
 
     def __init__(
-        self, capture: Capture, ruleset: EffectiveRuleset, *, settings: EngineSettings | None = None, everything: bool = False
+        self,
+        capture: Capture,
+        ruleset: EffectiveRuleset,
+        *,
+        settings: EngineSettings | None = None,
+        engine: str = DEFAULT_ENGINE,
+        everything: bool = False,
     ) -> None:
         self._capture = capture
         self._ruleset = ruleset
         self._server = server_key(ruleset.server)
-        self._everything = everything
         self._group_names = {effective.rule.id: effective.group_name for effective in ruleset.rules}
         self._rule_id_characters = _distinct_length(list(self._group_names))
-        self._firewall = Firewall(settings or EngineSettings(), now_ns=0)
+        self._firewall = Firewall(settings or EngineSettings(), now_ns=0, engine=engine)
         self._firewall.apply(snapshot_of(ruleset), 0)
         addresses = server_addresses(ruleset.server)
         try:
-            self._placement = Placement(addresses, find_own_hardware(capture.frames(), addresses))
+            placement = Placement(addresses, find_own_hardware(capture.read(), addresses))
         except UnknownLinkError as error:
             raise CaptureError(str(error)) from None
-        self._counts = _Counts()
-        self._clock = _Clock()
-        self.tally = Tally()
-        self.problems: list[str] = []
+        handle = self._firewall.server_handle(self._server)
+        self._packer = Packer(placement, self._server, addresses, handle, everything=everything)
+        self._verdicts: dict[int, Verdict] = {}
+        self.tally = Tally(self._verdicts)
 
     def judged(self) -> Iterator[Judged]:
-        """Yield the packets in order, each judged when it is asked for. Once only: flows and sums go on."""
-        counts = self._counts
-        for frame in self._capture.frames():
-            counts.frames += 1
-            now_ns = self._clock.read(frame.time_ns)
-            try:
-                opened = open_frame(frame.link_type, frame.data)
-                if not opened.version:
-                    counts.not_ip += 1
-                    continue
-                packet = read_packet(opened)
-            except UnreadableError as error:
-                self._note(frame.number, error)
-                continue
-            direction = self._placement.find_direction(packet, opened)
-            if direction is None:
-                counts.other += 1
-                if not self._everything:
-                    continue
-                direction = self._placement.guess_direction(opened)
-            packet = replace(packet, server=self._server, direction=direction)
-            verdict = self._firewall.decide(packet, now_ns)
-            self.tally.count(packet, verdict)
-            yield Judged(
-                number=frame.number,
-                time_ns=now_ns,
-                packet=packet,
-                verdict=verdict,
-                group_name=self.group_name(verdict.rule_id),
-            )
+        """Yield the packets in order, judged in batches that are read ahead. Once only: flows and sums go on."""
+        for batch, entries in self._batches():
+            for at, (number, time_ns, entry) in enumerate(zip(batch.numbers, batch.times, entries, strict=True)):
+                verdict = self._verdicts[entry]
+                yield Judged(
+                    number=number,
+                    time_ns=time_ns,
+                    packet=self._packer.packet(batch, at),
+                    verdict=verdict,
+                    group_name=self.group_name(verdict.rule_id),
+                )
+
+    def run(self) -> None:
+        """Judge all packets for the flows and sums only. In place of ``judged``."""
+        for _ in self._batches():
+            pass
+
+    def _batches(self) -> Iterator[tuple[Batch, memoryview]]:
+        """Yield batches, judged and counted, with their verdict entries as numbers."""
+        for batch in self._packer.batches(self._capture):
+            verdicts = bytearray(len(batch.lanes) * VERDICT_BYTES)
+            self._firewall.decide_many(batch.records, batch.times[0], verdicts, batch.quotes, batch.times)
+            entries = memoryview(verdicts).cast("Q")
+            for entry in set(entries) - self._verdicts.keys():
+                packed = entry.to_bytes(VERDICT_BYTES, byteorder)
+                self._verdicts[entry] = unpack_verdict(packed, self._firewall.rule_id).verdict
+            self.tally.count(batch.lanes, entries)
+            yield batch, entries
 
     def group_name(self, rule_id: str) -> str:
         """Return the name of a rule's group, empty if there is no such rule."""
@@ -126,13 +103,10 @@ class Replay:
         """Return the beginning of an id that no other rule of the server has; sgctl takes it for the id."""
         return rule_id[: self._rule_id_characters]
 
-    def _note(self, number: int, error: UnreadableError) -> None:
-        if error.cut:
-            self._counts.cut += 1
-        else:
-            self._counts.malformed += 1
-        if len(self.problems) < PROBLEMS_MAX:
-            self.problems.append(f"frame {number}: {error}{', the rest was not recorded' if error.cut else ''}")
+    @property
+    def problems(self) -> list[str]:
+        """The first frames that could not be read, in words; up to ``PROBLEMS_MAX``."""
+        return self._packer.problems
 
     @property
     def damage(self) -> str:
@@ -150,7 +124,7 @@ class Replay:
         ``other`` packets are not the server's, ``not_ip`` frames carry no IP, ``cut`` and ``malformed`` ones could not be read: the
         recording stopped too early, or the packet itself is damaged.
         """
-        tally, counts = self.tally, self._counts
+        tally, counts = self.tally, self._packer.counts
         return {
             "server": self._server,
             "revision": self._ruleset.revision,
@@ -166,7 +140,7 @@ class Replay:
             "not_ip": counts.not_ip,
             "cut": counts.cut,
             "malformed": counts.malformed,
-            "clock_went_back": self._clock.went_back,
+            "clock_went_back": self._packer.clock.went_back,
             "damage": self.damage,
         }
 
