@@ -369,7 +369,7 @@ cdef class Core:
 
     # -------------------------------------------------------------------------------------------- verdicts
 
-    def decide(self, packet, uint64_t now_ns):
+    def decide(self, packet, uint64_t now_ns, /):
         """Return the verdict for a Packet, or for a record of 64 bytes, and track the flow if it is allowed."""
         cdef Record record
         cdef Quote quote

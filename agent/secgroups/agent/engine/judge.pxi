@@ -595,6 +595,7 @@ cdef void decide_batch(
                 prepare(engine, case, quotes, quotes_count)
                 if case.kind != KIND_KEYED:
                     continue
+            prefetch_root(engine, &case.key)
             case.hash = hash_of(shard, &case.key)
         sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
     for at in range(count):
