@@ -612,7 +612,7 @@ cdef class Core:
                 check_flows(&self.engine, number, faults, endpoint_flows, server_flows, users)
                 check_index(&self.engine, &self.engine.shards[number], faults)
                 check_wheel(&self.engine.shards[number], now_ns, faults)
-                check_unanswered(&self.engine, number, faults)
+                check_lines(&self.engine, number, faults)
                 check_fragments(&self.engine.shards[number], faults)
                 for at in range(1, self.engine.rules_room):
                     faults.unless(self.engine.shards[number].rules[at].users == users[at], "users of rule", at)
