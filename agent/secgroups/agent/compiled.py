@@ -338,7 +338,7 @@ class CompiledEngine:
     def _enforce(self, name: str, *, anew: bool) -> None:
         guard, binding = self._table.guards[name], self._servers[name]
         if anew:
-            guard.epoch = self._table.next_epoch()
+            guard.begin_epoch()
         guard.inherited = None
         if guard.policy is None and self._book.has(binding.group_ids):
             guard.policy = self._book.join_policy(binding.group_ids)

@@ -23,6 +23,8 @@ cdef enum:
     # How many flows of a server are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 32
     BATCH = 64
+    # Entries that are read at once.
+    PAGE = 64
     TAPS_MAX = 8
     # Verdict objects that are found without a dict.
     RECENT = 256
