@@ -612,7 +612,7 @@ cdef class Core:
                 check_flows(&self.engine, number, faults, endpoint_flows, server_flows, users)
                 check_index(&self.engine, &self.engine.shards[number], faults)
                 check_wheel(&self.engine.shards[number], now_ns, faults)
-                check_unanswered(&self.engine, number, faults)
+                check_lines(&self.engine, number, faults)
                 check_fragments(&self.engine.shards[number], faults)
                 for at in range(1, self.engine.rules_room):
                     faults.unless(self.engine.shards[number].rules[at].users == users[at], "users of rule", at)
@@ -653,8 +653,7 @@ cdef class Core:
         shard.flows[made], shard.highs[made], shard.opened[made] = theirs.flows[place], theirs.highs[place], theirs.opened[place]
         shard.flows[made].endpoint = endpoint
         link_entry(&self.engine, shard, made, now_ns)
-        if not shard.flows[made].status & FLAG_ANSWERED:
-            link_unanswered(shard, &self.engine.servers[server], made)
+        stand_in_line(shard, &self.engine.servers[server], made)
 
     def adopt_fragments(self, Core other):
         """Take over the first fragments of another core whose servers and rules have the same numbers; the oldest go if need be."""
@@ -686,23 +685,29 @@ cdef class Core:
         return self.engine.endpoints[number].server
 
     def page(
-        self, uint32_t shard_number, uint32_t start, uint32_t most, uint64_t now_ns, int64_t server=-1, int state=0, int port=-1
+        self, uint32_t shard_number, uint32_t start, uint64_t now_ns, int64_t server=-1, int state=0, int port=-1
     ) -> tuple[int, list[tuple[object, ...]]]:
-        """Return where to go on (0: at the end) and the wanted live flows among ``most`` entries from ``start``.
+        """Return where to go on (0: at the end) and the wanted live flows among PAGE entries from ``start``, all of one moment.
 
         Wanted are those of the server with this number, in this state (16: revoked), whose opening packet went to this port.
         """
         cdef Shard *shard = &self.engine.shards[shard_number]
         cdef list found = []
         cdef uint32_t at, end
-        cdef Flow flow
-        cdef Highs highs
+        cdef Flow flows[PAGE]
+        cdef Highs highs[PAGE]
+        cdef uint32_t opened[PAGE]
+        cdef Flow *flow
+        cdef Highs *high
         cdef uint64_t now_seen = now_ns >> SEEN_SHIFT, now_opened = now_ns >> OPENED_SHIFT
-        end = min(start + most, shard.never_used)
+        # A change may go on while this waits for the lock, but none until what is read then has been told.
+        take_lock(&shard.lock)
+        end = min(start + PAGE, shard.never_used)
         for at in range(start, end):
-            take_lock(&shard.lock)
-            flow, highs, opened = shard.flows[at], shard.highs[at], shard.opened[at]
-            sg_unlock(&shard.lock)
+            flows[at - start], highs[at - start], opened[at - start] = shard.flows[at], shard.highs[at], shard.opened[at]
+        sg_unlock(&shard.lock)
+        for at in range(end - start):
+            flow, high = &flows[at], &highs[at]
             if not flow.status or flow.deadline_ns <= now_ns:
                 continue
             if server >= 0 and self.engine.endpoints[flow.endpoint].server != server:
@@ -712,11 +717,11 @@ cdef class Core:
             if port >= 0 and port != (flow.local_port if flow.status & FLAG_INGRESS else flow.remote_port):
                 continue
             found.append((
-                at, flow.endpoint, flow.protocol, flow.status, flow.local_port, flow.remote_port, flow.icmp_code,
+                start + at, flow.endpoint, flow.protocol, flow.status, flow.local_port, flow.remote_port, flow.icmp_code,
                 PyBytes_FromStringAndSize(<char *>flow.remote, 16), flow.deadline_ns, flow.epoch, flow.rule,
                 (now_seen - <uint32_t>(<uint32_t>now_seen - flow.seen)) << SEEN_SHIFT,
-                (now_opened - <uint32_t>(<uint32_t>now_opened - <uint32_t>opened)) << OPENED_SHIFT,
-                flow.packets[0] + (<uint64_t>highs.packets[0] << 32), flow.bytes[0] + (<uint64_t>highs.bytes[0] << 32),
-                flow.packets[1] + (<uint64_t>highs.packets[1] << 32), flow.bytes[1] + (<uint64_t>highs.bytes[1] << 32),
+                (now_opened - <uint32_t>(<uint32_t>now_opened - opened[at])) << OPENED_SHIFT,
+                flow.packets[0] + (<uint64_t>high.packets[0] << 32), flow.bytes[0] + (<uint64_t>high.bytes[0] << 32),
+                flow.packets[1] + (<uint64_t>high.packets[1] << 32), flow.bytes[1] + (<uint64_t>high.bytes[1] << 32),
             ))
         return (end if end < shard.never_used else 0), found

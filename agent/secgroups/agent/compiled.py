@@ -5,7 +5,7 @@ is carried out: one rule or one member costs the same whether there are ten of t
 
 Where it differs from the reference, within the contract:
 
-- Of the idle answered flows of the server that holds the most, a sample is looked at (256 entries of the table).
+- Of the idle answered flows of the server that holds the most, a sample of 32 is looked at.
 - Flows that are over are looked for in the order of their deadlines, at most 256 for a packet that finds the table full.
 - With several shards, servers are divided among them, and so are the table and the fragments: each shard bounds its own.
 - Times of opening are kept to 17 ms, those of the last packet to 1 ms; a flow's packets are counted modulo 2**40, its bytes modulo
@@ -339,7 +339,7 @@ class CompiledEngine:
     def _enforce(self, name: str, *, anew: bool) -> None:
         guard, binding = self._table.guards[name], self._servers[name]
         if anew:
-            guard.epoch = self._table.next_epoch()
+            guard.begin_epoch()
         guard.inherited = None
         if guard.policy is None and self._book.has(binding.group_ids):
             guard.policy = self._book.join_policy(binding.group_ids)

@@ -83,6 +83,8 @@ class RuleNumbers:
         self._last_handle = 0
         self._gone: dict[int, None] = {}
         self._free: list[int] = []
+        # How many have to be gone before it is asked again which of them nothing names.
+        self._collect_at = 0
         self._used = 1
         self._room = 0
 
@@ -92,7 +94,7 @@ class RuleNumbers:
         if number is not None:
             self._gone.pop(number, None)
             return number
-        if not self._free:
+        if not self._free and len(self._gone) >= self._collect_at:
             self._collect()
         if self._free:
             number = self._free.pop()
@@ -158,13 +160,14 @@ class RuleNumbers:
         return [number for number in self.by_key.values() if number not in self._gone]
 
     def _collect(self) -> None:
-        """Free the numbers that nothing names."""
+        """Free the numbers that nothing names. Those that are left are not asked about again before there are twice as many."""
         for number in [number for number in self._gone if not self._core.rule_users(number)]:
             del self._gone[number]
             del self.by_key[self.rule_ids.pop(number), self.group_ids.pop(number)]
             del self._handles[self._handle_of.pop(number)]
             self._free.append(number)
             self._note("-r", number)
+        self._collect_at = 2 * len(self._gone)
         if self._free:
             self._core.forget_verdicts()
 

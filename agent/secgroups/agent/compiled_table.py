@@ -29,8 +29,7 @@ ABSENT, WITHOUT_RULESET, IN_FORCE = 0, 1, 2
 _INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x0F
 _HANDLE_INDEX_BITS = 20
 _GENERATIONS = 1 << 12
-# Flows that are read at once: what is told of a flow is no older than that.
-_PAGE = 64
+_EPOCHS = 0xFFFF_FFFF
 _STATE_NUMBERS = {state.value: number for number, state in STATES.items()} | {REVOKED: 16}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -74,6 +73,10 @@ class Guard:
     def handle(self) -> int:
         return self.generation << _HANDLE_INDEX_BITS | self.number
 
+    def begin_epoch(self) -> None:
+        """Be in an epoch that the server was not in, but for one of four thousand million changes ago."""
+        self.epoch = self.epoch % _EPOCHS + 1
+
 
 class CompiledTable:
     """Flows and first fragments in the core, servers and endpoints by name. Belongs to one engine at a time."""
@@ -93,7 +96,6 @@ class CompiledTable:
         self._by_number: dict[int, Guard] = {}
         self._addresses: dict[int, Address] = {}
         self._free: list[tuple[int, int]] = []
-        self._epoch = 0
         self._begin(settings)
         if self.file is not None:
             self._go_on(self.file, now_ns)
@@ -117,7 +119,6 @@ class CompiledTable:
         for number, (generation, name) in names.servers.items():
             epoch = self.core.saved_epoch(number)
             self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation, epoch=epoch)
-            self._epoch = max(self._epoch, epoch)
         self._free = [(number, 1) for number in range(max(names.servers, default=-1)) if number not in names.servers]
         self.core.keep_endpoints(names.endpoints)
         for number, (server, raw) in names.endpoints.items():
@@ -178,11 +179,6 @@ class CompiledTable:
         guard = self.guards.get(server)
         return self.core.server_flows(guard.number) if guard else 0
 
-    def next_epoch(self) -> int:
-        """Return an epoch that no server was in."""
-        self._epoch += 1
-        return self._epoch
-
     def guard_for(self, name: str) -> Guard:
         """Return the guard of a server, a new one if it has none."""
         guard = self.guards.get(name)
@@ -241,20 +237,25 @@ class CompiledTable:
         state = _STATE_NUMBERS.get(wanted.state, 0)
         port = -1 if wanted.port is None else wanted.port
         for shard in range(self.shards):
-            for entry in self._entries(shard, now_ns, server, state, port):
-                flow = self._flow(entry)
-                if flow is not None and wanted.matches(flow):
-                    yield flow
+            for entries in self._pages(shard, now_ns, server, state, port):
+                # Before anybody else has a turn: after that numbers may mean something else.
+                flows = [self._flow(entry) for entry in entries]
+                yield from (flow for flow in flows if flow and self._is_guarded(flow.key) and wanted.matches(flow))
 
     def live_of(self, servers: Iterable[str], now_ns: int) -> Iterator[Flow]:
         """Yield the live flows of ``servers``."""
         names = frozenset(servers)
         return (flow for flow in self.live(now_ns) if flow.key.server in names)
 
+    def _is_guarded(self, key: FlowKey) -> bool:
+        guard = self.guards.get(key.server)
+        return guard is not None and key.local in guard.endpoints
+
     def _flow(self, entry: Entry) -> Flow | None:
-        """Return an entry as a value; None if its address was taken away just now."""
+        """Return an entry as a value; None if what its numbers meant is gone by now."""
         local, guard = self._addresses.get(entry.endpoint), self._by_number.get(self.core.endpoint_server(entry.endpoint))
-        if local is None or guard is None:
+        rule_id = self.numbers.rule_ids.get(entry.rule)
+        if local is None or guard is None or rule_id is None:
             return None
         remote = _address(entry.remote)
         direction = Direction.INGRESS if entry.status & _INGRESS_FLAG else Direction.EGRESS
@@ -282,7 +283,7 @@ class CompiledTable:
             ),
             opening=opening,
             state=STATES[entry.status & _STATE_MASK],
-            rule_id=self.numbers.rule_ids[entry.rule],
+            rule_id=rule_id,
             group_id=self.numbers.group_ids[entry.rule],
             epoch=entry.epoch,
             opened_ns=entry.opened_ns,
@@ -303,7 +304,7 @@ class CompiledTable:
             return
         if self.file is not None:
             raise ConfigError(f"a flow table in a file stays as it is: {held} flows, of one server, fragments and shards")
-        entries = [(shard, entry) for shard in range(self.shards) for entry in self._entries(shard, now_ns)]
+        entries = [(shard, entry) for shard in range(self.shards) for page in self._pages(shard, now_ns) for entry in page]
         entries.sort(key=lambda found: _worth(found[1]), reverse=True)
         before, numbers = self.core, self.numbers
         self._begin(settings)
@@ -326,11 +327,11 @@ class CompiledTable:
             self.core.adopt(before, shard, entry.place, endpoints[entry.endpoint], now_ns)
         self.core.adopt_fragments(before)
 
-    def _entries(self, shard: int, now_ns: int, server: int = -1, state: int = 0, port: int = -1) -> Iterator[Entry]:
+    def _pages(self, shard: int, now_ns: int, server: int = -1, state: int = 0, port: int = -1) -> Iterator[list[Entry]]:
         start = 0
         while True:
-            start, entries = self.core.page(shard, start, _PAGE, now_ns, server, state, port)
-            yield from map(Entry._make, entries)
+            start, entries = self.core.page(shard, start, now_ns, server, state, port)
+            yield [Entry._make(entry) for entry in entries]
             if not start:
                 return
 

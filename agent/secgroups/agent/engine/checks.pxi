@@ -105,30 +105,37 @@ cdef int check_wheel(Shard *shard, uint64_t now_ns, Faults faults) except -1:
     return 0
 
 
-cdef int check_unanswered(Engine *engine, uint32_t number, Faults faults) except -1:
-    """Each server has its unanswered flows in the order of their opening."""
+cdef int check_lines(Engine *engine, uint32_t number, Faults faults) except -1:
+    """Each server has its flows in two lines, the unanswered ones in the order of their opening."""
     cdef Shard *shard = &engine.shards[number]
-    cdef uint32_t at, place, last, linked = 0, unanswered = 0
+    cdef uint32_t at, linked = 0, unanswered = 0
     for at in range(engine.servers_used):
-        if at % engine.shards_count != number:
-            continue
-        last, place = NIL, engine.servers[at].unanswered_first
-        while place != NIL:
-            if place >= shard.never_used or linked > shard.count:
-                faults.unless(False, "list of unanswered flows of server", at)
-                return 0
-            linked += 1
-            faults.unless(engine.endpoints[shard.flows[place].endpoint].server == at, "unanswered flow of another server", place)
-            faults.unless(shard.flows[place].status and not shard.flows[place].status & FLAG_ANSWERED, "answered flow among others", place)
-            faults.unless(shard.links[place].unanswered_previous == last, "way back among unanswered flows", place)
-            if last != NIL:
-                faults.unless(<int32_t>(shard.opened[place] - shard.opened[last]) >= 0, "order of unanswered flows", place)
-            last, place = place, shard.links[place].unanswered_next
-        faults.unless(engine.servers[at].unanswered_last == last, "last unanswered flow of server", at)
-    for place in range(shard.never_used):
-        unanswered += shard.flows[place].status and not shard.flows[place].status & FLAG_ANSWERED
-    faults.unless(linked == unanswered, "unanswered flows", linked)
+        if at % engine.shards_count == number:
+            unanswered += check_line(engine, shard, at, &engine.servers[at].unanswered, 0, faults)
+            linked += check_line(engine, shard, at, &engine.servers[at].answered, FLAG_ANSWERED, faults)
+    faults.unless(unanswered == shard.unanswered, "unanswered flows", unanswered)
+    faults.unless(linked + unanswered == shard.count, "flows in the lines of servers", linked)
     return 0
+
+
+cdef uint32_t check_line(
+    Engine *engine, Shard *shard, uint32_t server, const Line *line, uint8_t answered, Faults faults
+) except? 0xFFFFFFFF:
+    """Return how many flows stand in it."""
+    cdef uint32_t place = line.first, last = NIL, linked = 0
+    while place != NIL:
+        if place >= shard.never_used or linked > shard.count:
+            faults.unless(False, "line of flows of server", server)
+            break
+        linked += 1
+        faults.unless(engine.endpoints[shard.flows[place].endpoint].server == server, "flow in the line of another server", place)
+        faults.unless(shard.flows[place].status and shard.flows[place].status & FLAG_ANSWERED == answered, "flow in the other line", place)
+        faults.unless(shard.links[place].line_previous == last, "way back in a line", place)
+        if last != NIL and not answered:
+            faults.unless(<int32_t>(shard.opened[place] - shard.opened[last]) >= 0, "order of unanswered flows", place)
+        last, place = place, shard.links[place].line_next
+    faults.unless(line.last == last, "last of a line of server", server)
+    return linked
 
 
 cdef int check_fragments(Shard *shard, Faults faults) except -1:

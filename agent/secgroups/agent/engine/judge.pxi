@@ -266,14 +266,15 @@ cdef inline void count_in_flow(
         return
     if not has_packets(shard, flow, place, 0) or not has_packets(shard, flow, place, 1):
         return
-    if flow.protocol == TCP:
-        if not (engine.connected >> (flow.status & STATE_MASK)) & 1:
-            return
-    else:
+    if flow.protocol == TCP and not (engine.connected >> (flow.status & STATE_MASK)) & 1:
+        return
+    if commit:
+        leave_line(shard, case.server, place)
+    if flow.protocol != TCP:
         flow.status = (flow.status & (0xFF ^ STATE_MASK)) | STATE_ANSWERED
     flow.status |= FLAG_ANSWERED
     if commit:
-        unlink_unanswered(shard, case.server, place)
+        stand_in_line(shard, case.server, place)
 
 
 cdef inline void by_flow(Case *case, const Flow *flow, uint8_t reason, uint8_t step) noexcept nogil:
@@ -344,7 +345,7 @@ cdef void opened_by_rule(
     place = take_entry(shard)
     open_at(engine, shard, case, place, opening, rule, now_ns)
     link_into_wheel(shard, place, shard.flows[place].deadline_ns, now_ns)
-    link_unanswered(shard, case.server, place)
+    stand_in_line(shard, case.server, place)
     put_in_index(shard, place, case.hash)
     engine.endpoints[case.key.endpoint].flows += 1
     case.server.flows += 1
@@ -367,12 +368,11 @@ cdef void reopen(
     if not commit:
         return
     shard.rules[flow.rule].users -= 1
-    if not flow.status & FLAG_ANSWERED:
-        unlink_unanswered(shard, case.server, place)
+    leave_line(shard, case.server, place)
     open_at(engine, shard, case, place, &opening, rule, now_ns)
     unlink_from_wheel(shard, place)
     link_into_wheel(shard, place, flow.deadline_ns, now_ns)
-    link_unanswered(shard, case.server, place)
+    stand_in_line(shard, case.server, place)
 
 
 cdef inline void judge_by_flow(

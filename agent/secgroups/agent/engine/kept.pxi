@@ -81,7 +81,9 @@ cdef int keep_flows(Engine *engine, Shard *shard, uint32_t number, uint64_t now_
         end = at + 1
         keep_times(shard, at, now_ns)
         link_entry(engine, shard, at, now_ns)
-        if not flow.status & FLAG_ANSWERED:
+        if flow.status & FLAG_ANSWERED:
+            stand_in_line(shard, &engine.servers[engine.endpoints[flow.endpoint].server], at)
+        else:
             unanswered[count].age, unanswered[count].place = <uint32_t>(shard.opened[at] - newest - 1), at
             count += 1
     shard.never_used = end
@@ -92,7 +94,7 @@ cdef int keep_flows(Engine *engine, Shard *shard, uint32_t number, uint64_t now_
     qsort(unanswered, count, sizeof(Aged), by_age)
     for at in range(count):
         flow = &shard.flows[unanswered[at].place]
-        link_unanswered(shard, &engine.servers[engine.endpoints[flow.endpoint].server], unanswered[at].place)
+        stand_in_line(shard, &engine.servers[engine.endpoints[flow.endpoint].server], unanswered[at].place)
     free(unanswered)
     return 0
 
@@ -102,9 +104,9 @@ cdef void keep_shares(Engine *engine, Shard *shard, uint32_t number, uint64_t no
     cdef uint32_t server, place
     for server in range(engine.servers_used):
         while server % engine.shards_count == number and engine.servers[server].flows > engine.server_flows_max:
-            place = engine.servers[server].unanswered_first
+            place = engine.servers[server].unanswered.first
             if place == NIL:
-                place = find_longest_idle(engine, shard, server, now_ns)
+                place = find_longest_idle(shard, &engine.servers[server], now_ns)
             release_entry(engine, shard, place)
             dropped[0] += 1
 

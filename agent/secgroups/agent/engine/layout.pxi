@@ -20,9 +20,11 @@ cdef enum:
     # How many entries whose time may be over are looked at when there is no room, and when there is.
     PURGE_WHEN_FULL = 256
     PURGE_ALWAYS = 2
-    # How many flows are looked at to find one that has been idle for long.
-    IDLE_SAMPLE = 256
+    # How many flows of a server are looked at to find one that has been idle for long.
+    IDLE_SAMPLE = 32
     BATCH = 64
+    # Entries that are read at once.
+    PAGE = 64
     TAPS_MAX = 8
     # Verdict objects that are found without a dict.
     RECENT = 256
@@ -160,12 +162,17 @@ ctypedef struct Highs:
     uint16_t bytes[2]
     uint8_t packets[2]
 
-# For a free entry, wheel_next leads to the next free one.
+# For a free entry, wheel_next leads to the next free one. The other two are of the line of its server that the flow stands in.
 ctypedef struct Links:
     uint32_t wheel_previous
     uint32_t wheel_next
-    uint32_t unanswered_previous
-    uint32_t unanswered_next
+    uint32_t line_previous
+    uint32_t line_next
+
+# Flows of one server; NIL if there are none.
+ctypedef struct Line:
+    uint32_t first
+    uint32_t last
 
 # opened_by is the direction of ICMP requests, 0 for everything else.
 ctypedef struct Key:
@@ -192,8 +199,8 @@ ctypedef struct Server:
     uint32_t generation
     uint32_t name_order
     uint32_t flows
-    uint32_t unanswered_first
-    uint32_t unanswered_last
+    # In the order of their opening.
+    Line unanswered
     uint32_t ipv4_endpoint
     uint32_t ipv6_endpoint
     # The second word of the address, whose first is 0; never that of an address if it is 0.
@@ -203,6 +210,8 @@ ctypedef struct Server:
     # More addresses than the two above; and addresses that nothing should come from.
     uint8_t has_more
     uint8_t has_odd
+    # In the order in which they are looked at for a long idle one.
+    Line answered
 
 ctypedef struct Endpoint:
     uint64_t address[2]
@@ -338,7 +347,7 @@ ctypedef struct Shard:
     uint32_t chunks
     int index_bits
     uint32_t servers
-    uint32_t idle_cursor
+    uint32_t unanswered
     # How often an entry was indexed.
     uint32_t indexed
     uint64_t wheel_tick

@@ -174,7 +174,8 @@ cdef int grow_servers(Engine *engine, uint32_t room) except -1:
         engine.servers, engine.servers_room = grown, room * 2
     for at in range(engine.servers_used, room):
         memset(&engine.servers[at], 0, sizeof(Server))
-        engine.servers[at].unanswered_first = engine.servers[at].unanswered_last = NIL
+        engine.servers[at].unanswered.first = engine.servers[at].unanswered.last = NIL
+        engine.servers[at].answered.first = engine.servers[at].answered.last = NIL
         engine.servers[at].ipv4_endpoint = engine.servers[at].ipv6_endpoint = NIL
     engine.servers_used = max(engine.servers_used, room)
     return 0

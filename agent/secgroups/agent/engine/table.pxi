@@ -1,5 +1,5 @@
 # The flow table of a shard: an index of chunks (one cache line each, a tag and a place a word), entries that never move, a wheel of
-# deadlines and, for each server, its unanswered flows in the order of their opening.
+# deadlines and, for each server, a line of its unanswered flows in the order of their opening and one of its answered flows.
 #
 # The wheel is lazy: a packet that renews a flow leaves it where it is, so an entry is found no later than its deadline, and is moved
 # on if that has been put off.
@@ -44,9 +44,10 @@ cdef inline uint32_t first_guess(const Shard *shard, uint64_t hashed) noexcept n
 cdef inline uint32_t find_entry(const Shard *shard, const Key *key, uint64_t hashed) noexcept nogil:
     """Return where the flow with ``key`` is, over or not; NIL if it is nowhere."""
     cdef uint32_t at = chunk_of(shard, hashed), tag = tag_of(shard, hashed), fits, place
-    cdef uint32_t places = (<uint32_t>1 << shard.index_bits) - 1
+    cdef uint32_t places = (<uint32_t>1 << shard.index_bits) - 1, looked
     cdef const uint32_t *chunk
-    while True:
+    # Of a small table every chunk may have been full at some time, and then none ends the way.
+    for looked in range(shard.chunks):
         chunk = shard.index + <size_t>at * CHUNK_WORDS
         fits = sg_match(chunk, shard.index_bits, tag)
         while fits:
@@ -55,8 +56,9 @@ cdef inline uint32_t find_entry(const Shard *shard, const Key *key, uint64_t has
                 return place
             fits &= fits - 1
         if not chunk[CHUNK_FLOWS]:
-            return NIL
+            break
         at = at + 1 if at + 1 < shard.chunks else 0
+    return NIL
 
 
 cdef void put_in_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept nogil:
@@ -118,27 +120,36 @@ cdef inline void bring_deadline_forward(Shard *shard, uint32_t place, uint64_t n
         link_into_wheel(shard, place, flow.deadline_ns, now_ns)
 
 
-cdef inline void link_unanswered(Shard *shard, Server *server, uint32_t place) noexcept nogil:
-    cdef Links *links = &shard.links[place]
-    links.unanswered_next = NIL
-    links.unanswered_previous = server.unanswered_last
-    if server.unanswered_last != NIL:
-        shard.links[server.unanswered_last].unanswered_next = place
-    else:
-        server.unanswered_first = place
-    server.unanswered_last = place
+cdef inline Line *line_of(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+    return &server.answered if shard.flows[place].status & FLAG_ANSWERED else &server.unanswered
 
 
-cdef inline void unlink_unanswered(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+cdef inline void stand_in_line(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+    """Put a flow behind those of its server that are answered as well, or unanswered as well."""
     cdef Links *links = &shard.links[place]
-    if links.unanswered_previous != NIL:
-        shard.links[links.unanswered_previous].unanswered_next = links.unanswered_next
+    cdef Line *line = line_of(shard, server, place)
+    links.line_next = NIL
+    links.line_previous = line.last
+    if line.last != NIL:
+        shard.links[line.last].line_next = place
     else:
-        server.unanswered_first = links.unanswered_next
-    if links.unanswered_next != NIL:
-        shard.links[links.unanswered_next].unanswered_previous = links.unanswered_previous
+        line.first = place
+    line.last = place
+    shard.unanswered += line == &server.unanswered
+
+
+cdef inline void leave_line(Shard *shard, Server *server, uint32_t place) noexcept nogil:
+    cdef Links *links = &shard.links[place]
+    cdef Line *line = line_of(shard, server, place)
+    if links.line_previous != NIL:
+        shard.links[links.line_previous].line_next = links.line_next
     else:
-        server.unanswered_last = links.unanswered_previous
+        line.first = links.line_next
+    if links.line_next != NIL:
+        shard.links[links.line_next].line_previous = links.line_previous
+    else:
+        line.last = links.line_previous
+    shard.unanswered -= line == &server.unanswered
 
 
 cdef inline Key key_of(const Flow *flow) noexcept nogil:
@@ -166,9 +177,7 @@ cdef inline uint32_t take_entry(Shard *shard) noexcept nogil:
 
 
 cdef void link_entry(Engine *engine, Shard *shard, uint32_t place, uint64_t now_ns) noexcept nogil:
-    """Index, link and count a flow that was written into an entry by other means than a verdict; the caller adds it to those
-    unanswered if it is.
-    """
+    """Index, link and count a flow that was written into an entry by other means than a verdict; the caller puts it in line."""
     cdef Flow *flow = &shard.flows[place]
     cdef Endpoint *endpoint = &engine.endpoints[flow.endpoint]
     cdef Key key = key_of(flow)
@@ -188,8 +197,7 @@ cdef void release_entry(Engine *engine, Shard *shard, uint32_t place) noexcept n
     cdef Key key = key_of(flow)
     take_from_index(shard, place, hash_of(shard, &key))
     unlink_from_wheel(shard, place)
-    if not flow.status & FLAG_ANSWERED:
-        unlink_unanswered(shard, server, place)
+    leave_line(shard, server, place)
     shard.rules[flow.rule].users -= 1
     endpoint.flows -= 1
     server.flows -= 1
@@ -260,10 +268,12 @@ cdef void evict(Engine *engine, Shard *shard, uint32_t place) noexcept nogil:
 cdef uint32_t find_oldest_unanswered(Engine *engine, Shard *shard, uint32_t number) noexcept nogil:
     """Return the unanswered flow with the oldest opening of any server of the shard, NIL if there is none."""
     cdef uint32_t at, place, found = NIL, opened = 0, order = 0
+    if not shard.unanswered:
+        return NIL
     for at in range(engine.servers_used):
         if at % engine.shards_count != number:
             continue
-        place = engine.servers[at].unanswered_first
+        place = engine.servers[at].unanswered.first
         if place == NIL:
             continue
         if found == NIL or <int32_t>(shard.opened[place] - opened) < 0 or (
@@ -288,19 +298,26 @@ cdef uint32_t find_largest(Engine *engine, uint32_t own, uint32_t number) noexce
     return found
 
 
-cdef uint32_t find_longest_idle(Engine *engine, Shard *shard, uint32_t server, uint64_t now_ns) noexcept nogil:
-    """Return the longest idle flow of ``server`` in a sample; there is at least one."""
-    cdef uint32_t now = <uint32_t>(now_ns >> SEEN_SHIFT), at = shard.idle_cursor, found = NIL, looked = 0, seen = 0
-    cdef Flow *flow
-    while looked < shard.flows_max and (found == NIL or looked < IDLE_SAMPLE):
-        at = at + 1 if at + 1 < shard.never_used else 0
-        looked += 1
-        flow = &shard.flows[at]
-        if not flow.status or engine.endpoints[flow.endpoint].server != server:
-            continue
-        if found == NIL or now - flow.seen > now - seen:
-            found, seen = at, flow.seen
-    shard.idle_cursor = at
+cdef uint32_t find_longest_idle(Shard *shard, Server *server, uint64_t now_ns) noexcept nogil:
+    """Return the longest idle of the first answered flows of ``server``, which has some; those looked at go to the end of the line."""
+    cdef uint32_t now = <uint32_t>(now_ns >> SEEN_SHIFT), place = server.answered.first, found, count = 0, at
+    cdef uint32_t places[IDLE_SAMPLE]
+    while place != NIL and count < IDLE_SAMPLE:
+        sg_prefetch(&shard.flows[place])
+        places[count] = place
+        place = shard.links[place].line_next
+        count += 1
+    found = places[0]
+    for at in range(1, count):
+        if now - shard.flows[places[at]].seen > now - shard.flows[found].seen:
+            found = places[at]
+    if place != NIL:
+        shard.links[server.answered.last].line_next = places[0]
+        shard.links[places[0]].line_previous = server.answered.last
+        shard.links[places[count - 1]].line_next = NIL
+        server.answered.last = places[count - 1]
+        shard.links[place].line_previous = NIL
+        server.answered.first = place
     return found
 
 
@@ -315,7 +332,7 @@ cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_
                 return True
         elif count_expired(engine, shard, now_ns, PURGE_WHEN_FULL, server):
             return True
-        place = own.unanswered_first
+        place = own.unanswered.first
     elif shard.count < shard.flows_max:
         if commit:
             purge(engine, shard, now_ns, PURGE_ALWAYS)
@@ -332,11 +349,11 @@ cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_
                 return False
             if not commit:
                 return True
-            place = engine.servers[largest].unanswered_first
+            place = engine.servers[largest].unanswered.first
             if place == NIL:
-                place = find_longest_idle(engine, shard, largest, now_ns)
+                place = find_longest_idle(shard, &engine.servers[largest], now_ns)
         else:
-            place = own.unanswered_first
+            place = own.unanswered.first
             if place == NIL:
                 place = find_oldest_unanswered(engine, shard, number)
     if place == NIL:
