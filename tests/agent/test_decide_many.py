@@ -427,3 +427,9 @@ def test_the_rules_that_verdicts_name_are_told_once_each(engine):
     assert world.firewall.rules_named(verdicts, {ssh: "b-ssh"}) == {dns: "c-dns"}
     assert world.firewall.rules_named(verdicts, {ssh, dns}) == {}
     assert world.firewall.rules_named(b"") == {}
+
+
+@pytest.mark.parametrize("size", [0, 63, 65, 128])
+def test_what_is_neither_a_packet_nor_a_record_is_refused(engine, size):
+    with pytest.raises(TypeError, match=f"decide takes a Packet or a record of 64 bytes, not {size} bytes"):
+        World(engine, ANY_INGRESS).firewall.decide(bytes(size), 0)

@@ -103,7 +103,7 @@ def test_the_wheel_tells_licence_commands_and_that_it_is_typed(wheel: zipfile.Zi
     assert commands == {"secgroups-controller", "secgroups-agent", "sgctl"}
 
 
-@pytest.mark.parametrize("module", ["secgroups.controller.__main__", "secgroups.agent.__main__", "secgroups.cli.main"])
+@pytest.mark.parametrize("module", ["secgroups.controller.__main__", "secgroups.agent.__main__", "secgroups.cli.__main__"])
 def test_commands_run_from_the_wheel(tmp_path: Path, wheel: zipfile.ZipFile, module: str) -> None:
     wheel.extractall(tmp_path)
     # Without site: it would bring the source tree in as well.

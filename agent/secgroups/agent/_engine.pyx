@@ -119,6 +119,10 @@ cdef int with_times(times, uint64_t now_ns, Py_ssize_t count, Py_buffer *timed) 
     raise ValueError("times changed while they were read")
 
 
+cdef str describe(packet):
+    return f"{len(packet)} bytes" if isinstance(packet, bytes) else f"a {type(packet).__name__}"
+
+
 cdef class Core:
     """Tables and rules by number. Methods that change rules want ``lock`` held around all of a change.
 
@@ -383,8 +387,10 @@ cdef class Core:
         if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
             case.record = <const Record *>PyBytes_AS_STRING(packet)
             record.quote = 0
-        else:
+        elif isinstance(packet, Packet):
             pack(packet, self._handle(packet), &record, &quote)
+        else:
+            raise TypeError(f"decide takes a Packet or a record of {sizeof(Record)} bytes, not {describe(packet)}")
         shard = &engine.shards[0]
         if engine.shards_count > 1:
             shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]

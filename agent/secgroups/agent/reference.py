@@ -120,6 +120,8 @@ class ReferenceEngine:
         ``now_ns`` is monotonic nanoseconds and never goes back between calls. Raises nothing.
         """
         if isinstance(packet, bytes):
+            if len(packet) != RECORD_BYTES:
+                raise TypeError(f"decide takes a Packet or a record of {RECORD_BYTES} bytes, not {len(packet)} bytes")
             packet = unpack(packet, b"", self._server_handles.name)
         return self._decided(packet, now_ns).verdict
 

@@ -23,13 +23,16 @@ from secgroups.cli.name_completion import complete_groups, complete_presets
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# What a key of a rule is called among the options.
+_OPTIONS = {"ports": "--port", "remote": "--remote-ip", "icmp_type": "--icmp-type", "icmp_code": "--icmp-code"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleWords:
-    """A rule, or several, as options say it; nothing checked yet."""
+    """A rule, or several, as options say it; nothing checked yet. ``direction`` is None where no option says it: ingress."""
 
     presets: tuple[str, ...] = ()
-    direction: str = "ingress"
+    direction: str | None = None
     protocol: str | None = None
     ports: tuple[str, ...] = ()
     icmp_type: str | None = None
@@ -41,9 +44,8 @@ class RuleWords:
 
     @property
     def spells_a_rule(self) -> bool:
-        """True if any key of a rule was given."""
-        remotes = self.remote_ips or self.remote_groups or self.remote_any
-        return bool(self.presets or self.protocol or self.ports or self.icmp_type or self.icmp_code or remotes)
+        """True if any option was given."""
+        return self != RuleWords()
 
     def remotes(self) -> list[Remote]:
         """Return the other sides. UsageError if none is said, or others beside anywhere."""
@@ -65,17 +67,19 @@ class RuleWords:
             raise click.UsageError("--preset says protocol and ports: leave the options for them out")
         if not self.presets and self.protocol is None:
             raise click.UsageError("say which --protocol: tcp, udp, icmp, any or a number; or take a --preset")
+        if self.icmp_code is not None and self.icmp_type is None:
+            raise click.UsageError("--icmp-code needs --icmp-type")
         try:
             remotes = self.remotes()
             return [draft for remote in remotes for draft in self._of_remote(remote, presets)]
         except FieldError as error:
-            raise click.UsageError(f"{error.field.replace('_', '-')}: {error.message}") from None
+            raise click.UsageError(f"{_OPTIONS.get(error.field, f'--{error.field}')}: {error.message}") from None
 
     def _of_remote(self, remote: Remote, presets: Callable[[str], Sequence[RuleDraft]]) -> Iterator[RuleDraft]:
         for name in self.presets:
             for draft in presets(name):
                 yield RuleDraft(
-                    direction=self.direction,
+                    direction=self.direction or "ingress",
                     protocol=draft.protocol,
                     ports=draft.ports,
                     icmp_type=draft.icmp_type,
@@ -87,7 +91,7 @@ class RuleWords:
             return
         for ports in [parse_ports(text) for text in self.ports] or [None]:
             yield RuleDraft(
-                direction=self.direction,
+                direction=self.direction or "ingress",
                 protocol=parse_protocol(self.protocol),
                 ports=ports,
                 icmp_type=None if self.icmp_type is None else parse_octet(self.icmp_type, "icmp_type"),
@@ -128,7 +132,7 @@ def rule_options(command: Command) -> Command:
     def with_words(*args: Any, ingress: bool, egress: bool, **kwargs: Any) -> Any:
         if ingress and egress:
             raise click.UsageError("--ingress and --egress contradict each other: a rule has one direction")
-        kwargs["direction"] = "egress" if egress else "ingress"
+        kwargs["direction"] = "egress" if egress else "ingress" if ingress else None
         words = RuleWords(**{name: kwargs.pop(name) for name in RuleWords.__slots__})
         return command(*args, words=words, **kwargs)
 

@@ -100,7 +100,8 @@ def verdict_line(event: pb.VerdictEvent) -> str:
     words = [
         f"{moment:%Y-%m-%dT%H:%M:%S}.{event.time.nanos // 1_000_000:03}Z:",
         f"{source} -> {destination}",
-        packet.server,
+        # An agent keeps no name of a server that it does not guard.
+        packet.server or "-",
         direction_word(packet.direction),
         action,
         reason,

@@ -168,7 +168,7 @@ class TestWhere:
 
     @pytest.mark.parametrize("port", ["0", "65536", "ssh"])
     def test_a_value_that_is_none_is_told(self, sgctl: Sgctl, command: list[str], port: str) -> None:
-        assert f"{port!r} is no port" in sgctl.fail(*command, "--port", port)
+        assert sgctl.fail(*command, "--port", port).startswith(f"--port: {port!r} is no port")
 
 
 @contextmanager
@@ -259,6 +259,16 @@ class TestObserve:
         assert fleet.fail("observe", *traffic.at, "-f", "--first", "1") == (
             "--first ends what --follow would go on with: leave one out"
         )
+
+    def test_all_and_a_verdict_exclude_each_other(self, fleet: Sgctl, traffic: Traffic) -> None:
+        assert fleet.fail("observe", *traffic.at, "--all", "--verdict", "deny") == (
+            "--all is whatever the verdict: leave --verdict out"
+        )
+
+    @pytest.mark.parametrize("option", ["--from-ip", "--to-ip", "--ip"])
+    def test_a_prefix_that_is_none_is_told_by_the_name_of_its_option(self, fleet: Sgctl, traffic: Traffic, option: str) -> None:
+        said = fleet.fail("observe", *traffic.at, "--ip", STRANGER, option, "office")
+        assert said.startswith(f"{option}: 'office' is no CIDR")
 
     def test_ctrl_c_ends_it_quietly(self, fleet: Sgctl, traffic: Traffic) -> None:
         with seen_to_observe(fleet, traffic) as process:

@@ -52,6 +52,39 @@ def test_both_directions_at_once_are_refused(sgctl: Sgctl, command: tuple[str, .
 
 
 @pytest.mark.parametrize(
+    "stray", [("--ingress",), ("--egress",), ("--description", "x"), ("--port", "22"), ("--remote-any",)], ids=" ".join
+)
+def test_an_id_and_what_spells_a_rule_are_refused_together(sgctl: Sgctl, stray: tuple[str, ...]) -> None:
+    sgctl.do("group", "create", "web")
+    rule = sgctl.do("rule", "add", "web", "--preset", "ssh", "--remote-ip", "203.0.113.0/24", "-o", "name").out.strip()
+    error = sgctl.fail("rule", "delete", rule, *stray)
+    assert error == "name the rule by its id, or by --group and the options with which it was added"
+    assert rule in sgctl.names("rule")
+
+
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        ("--icmp-code needs --icmp-type", ("--protocol", "icmp", "--icmp-code", "0")),
+        ("--icmp-code: is '256', must be 0 to 255", ("--protocol", "icmp", "--icmp-type", "3", "--icmp-code", "256")),
+        ("--icmp-type: only icmp has it, udp has not: leave it out", ("--protocol", "udp", "--icmp-type", "3")),
+        ("--port: first port 9 is above last port 8", ("--protocol", "tcp", "--port", "9-8")),
+        ("--protocol: is 256, must be 0 to 255", ("--protocol", "256")),
+    ],
+    ids=str,
+)
+def test_a_value_of_a_rule_that_is_none_is_told_by_the_name_of_its_option(
+    sgctl: Sgctl, expected: str, words: tuple[str, ...]
+) -> None:
+    assert sgctl.fail("rule", "add", "web", *words, "--remote-any") == expected
+
+
+def test_a_remote_address_that_is_none_is_told_by_the_name_of_its_option(sgctl: Sgctl) -> None:
+    error = sgctl.fail("rule", "add", "web", "--protocol", "tcp", "--remote-ip", "office")
+    assert error == "--remote-ip: 'office' is no CIDR: 'office' is no IPv4 or IPv6 address"
+
+
+@pytest.mark.parametrize(
     "arguments", [("rule", "presets"), ("rule", "presets", "-o", "json"), ("--help",), ("export",)], ids=" ".join
 )
 def test_a_full_disk_under_stdout_is_one_line_and_an_error(sgctl: Sgctl, arguments: tuple[str, ...]) -> None:

@@ -120,9 +120,9 @@ def test_a_flow_reads_as_conntrack_shows_it_with_server_and_rule_at_the_end(expe
     assert conntrack_line(given) == f"{expected} server=p/w1 rule={SHORT}"
 
 
-def event(action: str = "DENY", reason: str = "NO_RULE", rule_id: str = "", **fields: Any) -> pb.VerdictEvent:
+def event(action: str = "DENY", reason: str = "NO_RULE", rule_id: str = "", server: str = "p/w1", **fields: Any) -> pb.VerdictEvent:
     packet = pb.Packet(
-        server="p/w1", direction=IN, source="203.0.113.7", destination="10.0.0.9", protocol=types.PROTOCOL_TCP, source_port=40_000
+        server=server, direction=IN, source="203.0.113.7", destination="10.0.0.9", protocol=types.PROTOCOL_TCP, source_port=40_000
     )
     packet.MergeFrom(pb.Packet(**fields))
     made = pb.VerdictEvent(
@@ -161,6 +161,10 @@ def ping6(**fields: Any) -> pb.VerdictEvent:
         (
             "203.0.113.7:40000 -> 10.0.0.9:22 p/w1 ingress DENY INVALID_PACKET (tcp no flags)",
             event(reason="INVALID_PACKET", destination_port=22),
+        ),
+        (
+            "203.0.113.7:40000 -> 10.0.0.9:22 - ingress DENY UNKNOWN_SERVER (tcp SYN)",
+            event(reason="UNKNOWN_SERVER", server="", destination_port=22, tcp_flags=[pb.TCP_FLAG_SYN]),
         ),
         ("2001:db8::7 -> 2001:db8::9 p/w1 ingress DENY NO_RULE (icmpv6 type 128 code 0)", ping6()),
         (

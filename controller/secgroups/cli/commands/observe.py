@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ from secgroups.cli.output import data_of
 
 if TYPE_CHECKING:
     from secgroups.cli.settings import Settings
+
+Value = TypeVar("Value")
 
 VERDICTS = ("ALLOW", "DENY")
 REASONS = (
@@ -82,6 +85,8 @@ def command(
     """
     if follow and events_max is not None:
         raise click.UsageError("--first ends what --follow would go on with: leave one out")
+    if wanted["everything"] and wanted["verdict"]:
+        raise click.UsageError("--all is whatever the verdict: leave --verdict out")
     request = _request(settings, sample or 1, **wanted)
     shown = dropped = 0
     with settings.connect_agent(agent_address) as client:
@@ -131,18 +136,25 @@ def _request(
     from secgroups.cli.rule_messages import set_protocol
 
     request = pb.WatchVerdictsRequest(one_in=one_in, rule_ids=[text.lower() for text in rule])
-    try:
-        request.source_cidrs.extend(parse_cidr(text).value for text in from_ip)
-        request.destination_cidrs.extend(parse_cidr(text).value for text in to_ip)
-        request.either_cidrs.extend(parse_cidr(text).value for text in ip)
-        request.ports.extend(parse_port(text) for text in port)
-        if protocol is not None:
-            set_protocol(request, parse_protocol(protocol))
-    except FieldError as error:
-        raise click.UsageError(error.message) from None
+    for ends, option, texts in (
+        (request.source_cidrs, "--from-ip", from_ip),
+        (request.destination_cidrs, "--to-ip", to_ip),
+        (request.either_cidrs, "--ip", ip),
+    ):
+        ends.extend(remote.value for remote in _parsed(option, texts, parse_cidr))
+    request.ports.extend(_parsed("--port", port, parse_port))
+    for word in _parsed("--protocol", [] if protocol is None else [protocol], parse_protocol):
+        set_protocol(request, word)
     # What a rule decides is to allow, but for flows that are revoked.
     words = VERDICTS if everything or (rule and not verdict and not reason) else [word.upper() for word in verdict]
     request.actions.extend(pb.Action.Value(f"ACTION_{word}") for word in words)
     request.reasons.extend(pb.Reason.Value(f"REASON_{word.upper()}") for word in reason)
     request.servers.extend(guarded_server(settings, text) for text in server)
     return request
+
+
+def _parsed(option: str, texts: Sequence[str], parse: Callable[[str], Value]) -> list[Value]:
+    try:
+        return [parse(text) for text in texts]
+    except FieldError as error:
+        raise click.UsageError(f"{option}: {error.message}") from None
