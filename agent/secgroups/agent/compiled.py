@@ -6,7 +6,8 @@ is carried out: one rule or one member costs the same whether there are ten of t
 Where it differs from the reference, within the contract:
 
 - Of the idle answered flows of the server that holds the most, a sample of 32 is looked at.
-- Flows that are over are looked for in the order of their deadlines, at most 256 for a packet that finds the table full.
+- Flows that are over are looked for in the order of their deadlines: 32 are looked at for a packet that finds the table full, more
+  if it is some time since the last one did, at most 256.
 - With several shards, servers are divided among them, and so are the table and the fragments: each shard bounds its own.
 - Times of opening are kept to 17 ms, those of the last packet to 1 ms; a flow's packets are counted modulo 2**40, its bytes modulo
   2**48.

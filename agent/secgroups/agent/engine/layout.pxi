@@ -17,8 +17,11 @@ cdef enum:
     # Times that need not be exact: last seen in 2**20 ns (1 ms), opened in 2**24 ns (17 ms).
     SEEN_SHIFT = 20
     OPENED_SHIFT = 24
-    # How many entries whose time may be over are looked at when there is no room, and when there is.
-    PURGE_WHEN_FULL = 256
+    # How many entries whose time may be over are looked at when there is no room, and one more for every 2**12 ns (4 us) since that
+    # was last so, up to the most: a flood at a full table is not to make every packet of it dear. And when there is room.
+    PURGE_WHEN_FULL = 32
+    PURGE_MOST = 256
+    PURGE_SHIFT = 12
     PURGE_ALWAYS = 2
     # How many flows of a server are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 32
@@ -348,6 +351,8 @@ ctypedef struct Shard:
     int index_bits
     uint32_t servers
     uint32_t unanswered
+    # When it was last full.
+    uint64_t full_ns
     # How often an entry was indexed.
     uint32_t indexed
     uint64_t wheel_tick
