@@ -260,13 +260,13 @@ cdef class Core:
                 sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
                 sg_open(&self.engine.gate)
-                end = min(at + 4096, shard.never_used)
+                end = min(at + STEP, shard.never_used)
                 while at < end:
                     if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
                         release_entry(&self.engine, shard, at)
                         gone += 1
                     at += 1
-                sg_unlock(&shard.lock)
+                sg_unlock_for_others(&shard.lock)
         return gone
 
     def forget_fragments(self, uint32_t handle):
@@ -627,8 +627,8 @@ cdef class Core:
         return faults.found
 
     def count_states(self, uint64_t now_ns) -> list[int]:
-        """Return how many live flows there are in each state; [0] are those revoked."""
-        cdef uint32_t at, place
+        """Return how many live flows there are in each state; [0] are those revoked. Without ``lock``: it locks in small steps."""
+        cdef uint32_t at, place, end
         cdef uint64_t counts[16]
         cdef Flow *flow
         cdef Shard *shard
@@ -636,12 +636,18 @@ cdef class Core:
         with nogil:
             for at in range(self.engine.shards_count):
                 shard = &self.engine.shards[at]
-                sg_lock(&shard.lock)
-                for place in range(shard.never_used):
-                    flow = &shard.flows[place]
-                    if flow.status and flow.deadline_ns > now_ns:
-                        counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
-                sg_unlock(&shard.lock)
+                place = 0
+                while place < shard.never_used:
+                    sg_shut(&self.engine.gate)
+                    sg_lock(&shard.lock)
+                    sg_open(&self.engine.gate)
+                    end = min(place + STEP, shard.never_used)
+                    while place < end:
+                        flow = &shard.flows[place]
+                        if flow.status and flow.deadline_ns > now_ns:
+                            counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
+                        place += 1
+                    sg_unlock_for_others(&shard.lock)
         return [counts[at] for at in range(16)]
 
     def adopt(self, Core other, uint32_t shard_number, uint32_t place, uint32_t endpoint, uint64_t now_ns):
