@@ -244,25 +244,29 @@ cdef class Core:
 
     def sweep(self, list endpoints) -> int:
         """Drop all flows of these endpoints, which were removed, and return how many. Without ``lock``: it locks in small steps."""
-        cdef uint32_t endpoint, gone = 0
-        for number in endpoints:
-            endpoint = number
-            if self.engine.endpoints[endpoint].flows:
-                gone += self._sweep(endpoint)
+        cdef uint32_t number, gone = 0
+        cdef uint64_t left
+        for number in range(self.engine.shards_count):
+            left = 0
+            for endpoint in endpoints:
+                if self.engine.endpoints[<uint32_t>endpoint].server % self.engine.shards_count == number:
+                    left += self.engine.endpoints[<uint32_t>endpoint].flows
+            gone += self._sweep(&self.engine.shards[number], left)
+        for endpoint in endpoints:
             give_item(&self.engine.endpoint_pool, endpoint)
         return gone
 
-    cdef uint32_t _sweep(self, uint32_t endpoint) except? 0xFFFFFFFF:
-        cdef Shard *shard = &self.engine.shards[self.engine.endpoints[endpoint].server % self.engine.shards_count]
+    cdef uint32_t _sweep(self, Shard *shard, uint64_t left) except? 0xFFFFFFFF:
+        """Drop the flows of all endpoints that were removed, of which there are at most ``left``."""
         cdef uint32_t at = 0, end, gone = 0
         with nogil:
-            while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+            while at < shard.never_used and gone < left:
                 sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
                 sg_open(&self.engine.gate)
                 end = min(at + STEP, shard.never_used)
                 while at < end:
-                    if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
+                    if shard.flows[at].status and not self.engine.endpoints[shard.flows[at].endpoint].is_held:
                         release_entry(&self.engine, shard, at)
                         gone += 1
                     at += 1
