@@ -35,7 +35,6 @@ cdef enum:
     RECENT = 256
     # More changes of a policy than this at once are made by whole bundles.
     ONE_BY_ONE_MAX = 4
-    SHARDS_MAX = 64
     REASONS = 32
     HANDLE_INDEX_BITS = 20
     HANDLE_INDEX_MASK = 0xFFFFF
@@ -87,7 +86,6 @@ cdef enum:
     ICMP_IS_ESSENTIAL_IN = 16
     ICMP_IS_ROGUE = 32
 
-    SERVER_ABSENT = 0
     SERVER_WITHOUT_RULESET = 1
     SERVER_IN_FORCE = 2
 
@@ -452,7 +450,7 @@ ctypedef struct Engine:
     uint32_t taps_open
     Tap taps[TAPS_MAX]
 
-# A packet on its way through the stages. outcome is 0 while nothing has been decided.
+# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be.
 ctypedef struct Case:
     const Record *record
     Server *server

@@ -709,11 +709,6 @@ cdef uint32_t find_rule(const Engine *engine, uint32_t policy_number, const Open
     return best
 
 
-cdef inline void prefetch_root(const Engine *engine, const Key *key) noexcept nogil:
-    if is_ipv4_pair(key.remote[0], key.remote[1]):
-        sg_prefetch(&engine.roots[ipv4_number(key.remote[1]) >> 16])
-
-
 cdef inline void prefetch_bundles(const Engine *engine, uint32_t policy, const Key *key, uint8_t direction) noexcept nogil:
     """Ask for the memory in which the bundles of the networks around an IPv4 address are indexed."""
     cdef uint32_t prefix
