@@ -71,3 +71,19 @@ def test_the_largest_gives_its_long_idle_flows_wherever_they_are() -> None:
     left = {flow.key.remote_port - 1024 for flow in world.firewall.flows.live(world.now_ns) if flow.key.server == DB}
     assert len(left) == 124
     assert left >= set(range(128)) - set(idle)
+
+
+def test_flows_that_are_over_are_found_behind_many_that_were_renewed() -> None:
+    world = World("compiled", DNS, ANY_EGRESS, server_flows_max=1_000)
+    for number in range(1_000):
+        world.open_answered(query(number))
+    world.advance(100)
+    for number in range(990):
+        assert world.reason(query(number)).name == "ESTABLISHED"
+    world.advance(25)
+    explained = world.explain(query(5_000)).verdict.opened
+    opened = [world.decide(query(5_000 + number)).opened for number in range(60)]
+    # Nothing is over among the first that are looked at; all at one moment, it takes some packets to come to those that are.
+    assert explained == opened[0]
+    assert (opened[0], opened[-1]) == (False, True)
+    assert world.firewall.flows.check(world.now_ns) == []

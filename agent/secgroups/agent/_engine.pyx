@@ -24,12 +24,17 @@ cdef uint64_t FRAGMENT_KEPT_NS = 30_000_000_000
 # Twice the longest of the time-outs.
 cdef uint64_t LONGEST_NS = 864_000_000_000_000
 
+include "engine/indexes.pxi"
+include "engine/bundles.pxi"
+include "engine/labels.pxi"
 include "engine/policy.pxi"
 include "engine/table.pxi"
 include "engine/fragments.pxi"
 include "engine/taps.pxi"
 include "engine/plain.pxi"
+include "engine/screening.pxi"
 include "engine/judge.pxi"
+include "engine/batch.pxi"
 include "engine/packing.pxi"
 include "engine/checks.pxi"
 
@@ -248,29 +253,33 @@ cdef class Core:
 
     def sweep(self, list endpoints) -> int:
         """Drop all flows of these endpoints, which were removed, and return how many. Without ``lock``: it locks in small steps."""
-        cdef uint32_t endpoint, gone = 0
-        for number in endpoints:
-            endpoint = number
-            if self.engine.endpoints[endpoint].flows:
-                gone += self._sweep(endpoint)
+        cdef uint32_t number, gone = 0
+        cdef uint64_t left
+        for number in range(self.engine.shards_count):
+            left = 0
+            for endpoint in endpoints:
+                if self.engine.endpoints[<uint32_t>endpoint].server % self.engine.shards_count == number:
+                    left += self.engine.endpoints[<uint32_t>endpoint].flows
+            gone += self._sweep(&self.engine.shards[number], left)
+        for endpoint in endpoints:
             give_item(&self.engine.endpoint_pool, endpoint)
         return gone
 
-    cdef uint32_t _sweep(self, uint32_t endpoint) except? 0xFFFFFFFF:
-        cdef Shard *shard = &self.engine.shards[self.engine.endpoints[endpoint].server % self.engine.shards_count]
+    cdef uint32_t _sweep(self, Shard *shard, uint64_t left) except? 0xFFFFFFFF:
+        """Drop the flows of all endpoints that were removed, of which there are at most ``left``."""
         cdef uint32_t at = 0, end, gone = 0
         with nogil:
-            while at < shard.never_used and self.engine.endpoints[endpoint].flows:
+            while at < shard.never_used and gone < left:
                 sg_shut(&self.engine.gate)
                 sg_lock(&shard.lock)
                 sg_open(&self.engine.gate)
-                end = min(at + 4096, shard.never_used)
+                end = min(at + STEP, shard.never_used)
                 while at < end:
-                    if shard.flows[at].status and shard.flows[at].endpoint == endpoint:
+                    if shard.flows[at].status and not self.engine.endpoints[shard.flows[at].endpoint].is_held:
                         release_entry(&self.engine, shard, at)
                         gone += 1
                     at += 1
-                sg_unlock(&shard.lock)
+                sg_unlock_for_others(&shard.lock)
         return gone
 
     def forget_fragments(self, uint32_t handle):
@@ -633,8 +642,8 @@ cdef class Core:
         return faults.found
 
     def count_states(self, uint64_t now_ns) -> list[int]:
-        """Return how many live flows there are in each state; [0] are those revoked."""
-        cdef uint32_t at, place
+        """Return how many live flows there are in each state; [0] are those revoked. Without ``lock``: it locks in small steps."""
+        cdef uint32_t at, place, end
         cdef uint64_t counts[16]
         cdef Flow *flow
         cdef Shard *shard
@@ -642,12 +651,18 @@ cdef class Core:
         with nogil:
             for at in range(self.engine.shards_count):
                 shard = &self.engine.shards[at]
-                sg_lock(&shard.lock)
-                for place in range(shard.never_used):
-                    flow = &shard.flows[place]
-                    if flow.status and flow.deadline_ns > now_ns:
-                        counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
-                sg_unlock(&shard.lock)
+                place = 0
+                while place < shard.never_used:
+                    sg_shut(&self.engine.gate)
+                    sg_lock(&shard.lock)
+                    sg_open(&self.engine.gate)
+                    end = min(place + STEP, shard.never_used)
+                    while place < end:
+                        flow = &shard.flows[place]
+                        if flow.status and flow.deadline_ns > now_ns:
+                            counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
+                        place += 1
+                    sg_unlock_for_others(&shard.lock)
         return [counts[at] for at in range(16)]
 
     def adopt(self, Core other, uint32_t shard_number, uint32_t place, uint32_t endpoint, uint64_t now_ns):

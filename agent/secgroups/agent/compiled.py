@@ -6,7 +6,8 @@ is carried out: one rule or one member costs the same whether there are ten of t
 Where it differs from the reference, within the contract:
 
 - Of the idle answered flows of the server that holds the most, a sample of 32 is looked at.
-- Flows that are over are looked for in the order of their deadlines, at most 256 for a packet that finds the table full.
+- Flows that are over are looked for in the order of their deadlines: 32 are looked at for a packet that finds the table full, more
+  if it is some time since the last one did, at most 256.
 - With several shards, servers are divided among them, and so are the table and the fragments: each shard bounds its own.
 - Times of opening are kept to 17 ms, those of the last packet to 1 ms; a flow's packets are counted modulo 2**40, its bytes modulo
   2**48.
@@ -19,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from secgroups.agent.compiled_rules import Rulebook
-from secgroups.agent.compiled_table import ABSENT, IN_FORCE, WITHOUT_RULESET, CompiledTable, Guard
+from secgroups.agent.compiled_table import ABSENT, IN_FORCE, SERVERS_MAX, WITHOUT_RULESET, CompiledTable, Guard
 from secgroups.agent.compiled_tables import STATES
 from secgroups.agent.compiled_tap import CompiledTap
 from secgroups.agent.counters import RuleCount, Stats
 from secgroups.agent.effective import EffectiveRuleset, effective_groups, effective_ruleset
-from secgroups.agent.errors import BaseVersionError
+from secgroups.agent.errors import BaseVersionError, UnenforceableError
 from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Address, Direction, Explanation, Packet, Reason
 from secgroups.agent.flow_filter import FlowFilter
@@ -120,7 +121,9 @@ class CompiledEngine:
     # ------------------------------------------------------------------------------------------------ changes
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
-        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
+        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and ``UnenforceableError`` for more servers than there are
+        numbers; then nothing has changed.
+        """
         plan = self._plan(update)
         removed = self._removed(update)
         endpoints: list[int] = []
@@ -166,6 +169,10 @@ class CompiledEngine:
             servers |= dict.fromkeys(self._servers.keys() - servers.keys())
         plan.groups = {name: new for name, new in groups.items() if new is not None or name in self._groups}
         plan.servers = {name: new for name, new in servers.items() if new is not None or name in self._servers}
+        # Those that go give their numbers back only afterwards.
+        guarded = len(self._table.guards.keys() | plan.servers.keys())
+        if guarded > SERVERS_MAX:
+            raise UnenforceableError(f"{guarded} servers on one agent, the most that it can guard is {SERVERS_MAX}")
         return plan
 
     def _plan_sets(self, update: RulesetUpdate, plan: _Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from secgroups.agent.compiled import CompiledEngine
 
 ABSENT, WITHOUT_RULESET, IN_FORCE = 0, 1, 2
+# A handle has 20 bits for a server's number.
+SERVERS_MAX = (1 << 20) - 1
 
 _INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x0F
 _HANDLE_INDEX_BITS = 20
@@ -95,7 +98,8 @@ class CompiledTable:
         self.guards: dict[str, Guard] = {}
         self._by_number: dict[int, Guard] = {}
         self._addresses: dict[int, Address] = {}
-        self._free: list[tuple[int, int]] = []
+        # The longest free first, so that a handle comes back as late as it can.
+        self._free: deque[tuple[int, int]] = deque()
         self._begin(settings)
         if self.file is not None:
             self._go_on(self.file, now_ns)
@@ -119,7 +123,7 @@ class CompiledTable:
         for number, (generation, name) in names.servers.items():
             epoch = self.core.saved_epoch(number)
             self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation, epoch=epoch)
-        self._free = [(number, 1) for number in range(max(names.servers, default=-1)) if number not in names.servers]
+        self._free.extend((number, 1) for number in range(max(names.servers, default=-1)) if number not in names.servers)
         self.core.keep_endpoints(names.endpoints)
         for number, (server, raw) in names.endpoints.items():
             self._addresses[number] = _address(raw)
@@ -183,7 +187,7 @@ class CompiledTable:
         """Return the guard of a server, a new one if it has none."""
         guard = self.guards.get(name)
         if guard is None:
-            number, generation = self._free.pop() if self._free else (len(self._by_number), 1)
+            number, generation = self._free.popleft() if self._free else (len(self._by_number), 1)
             guard = self.guards[name] = self._by_number[number] = Guard(name=name, number=number, generation=generation)
             self.core.grow_servers(number + 1)
             self.note("+s", number, generation, name)

@@ -17,20 +17,24 @@ cdef enum:
     # Times that need not be exact: last seen in 2**20 ns (1 ms), opened in 2**24 ns (17 ms).
     SEEN_SHIFT = 20
     OPENED_SHIFT = 24
-    # How many entries whose time may be over are looked at when there is no room, and when there is.
-    PURGE_WHEN_FULL = 256
+    # How many entries whose time may be over are looked at when there is no room, and one more for every 2**12 ns (4 us) since that
+    # was last so, up to the most: a flood at a full table is not to make every packet of it dear. And when there is room.
+    PURGE_WHEN_FULL = 32
+    PURGE_MOST = 256
+    PURGE_SHIFT = 12
     PURGE_ALWAYS = 2
     # How many flows of a server are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 32
     BATCH = 64
     # Entries that are read at once.
     PAGE = 64
+    # Entries that are gone through while a shard is kept from deciding: some 20 us.
+    STEP = 4096
     TAPS_MAX = 8
     # Verdict objects that are found without a dict.
     RECENT = 256
     # More changes of a policy than this at once are made by whole bundles.
     ONE_BY_ONE_MAX = 4
-    SHARDS_MAX = 64
     REASONS = 32
     HANDLE_INDEX_BITS = 20
     HANDLE_INDEX_MASK = 0xFFFFF
@@ -82,7 +86,6 @@ cdef enum:
     ICMP_IS_ESSENTIAL_IN = 16
     ICMP_IS_ROGUE = 32
 
-    SERVER_ABSENT = 0
     SERVER_WITHOUT_RULESET = 1
     SERVER_IN_FORCE = 2
 
@@ -348,6 +351,8 @@ ctypedef struct Shard:
     int index_bits
     uint32_t servers
     uint32_t unanswered
+    # When it was last full.
+    uint64_t full_ns
     # How often an entry was indexed.
     uint32_t indexed
     uint64_t wheel_tick
@@ -445,7 +450,7 @@ ctypedef struct Engine:
     uint32_t taps_open
     Tap taps[TAPS_MAX]
 
-# A packet on its way through the stages. outcome is 0 while nothing has been decided.
+# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be.
 ctypedef struct Case:
     const Record *record
     Server *server

@@ -61,6 +61,8 @@ cdef extern from *:
     }
     static inline int sg_try_lock(int *lock) { return !__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE); }
     static inline void sg_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+    /* Between two steps of long work: without it the lock would be taken again before anybody who waits for it sees it free. */
+    static inline void sg_unlock_for_others(int *lock) { sg_unlock(lock); sched_yield(); }
     /* A gate is shut while somebody waits for locks, or has them, who is to have them before those that come again and again. */
     static inline void sg_shut(int *gate) { __atomic_fetch_add(gate, 1, __ATOMIC_RELAXED); }
     static inline void sg_open(int *gate) { __atomic_fetch_sub(gate, 1, __ATOMIC_RELAXED); }
@@ -126,6 +128,7 @@ cdef extern from *:
     void sg_lock(int *lock) noexcept nogil
     bint sg_try_lock(int *lock) noexcept nogil
     void sg_unlock(int *lock) noexcept nogil
+    void sg_unlock_for_others(int *lock) noexcept nogil
     void sg_shut(int *gate) noexcept nogil
     void sg_open(int *gate) noexcept nogil
     void sg_pass(const int *gate) noexcept nogil

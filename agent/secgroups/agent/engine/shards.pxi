@@ -223,6 +223,7 @@ cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
     cdef Endpoint *endpoint = &engine.endpoints[number]
     cdef Server *server = &engine.servers[endpoint.server]
     take_from(&engine.endpoint_index, mixed(engine, endpoint.address[0] ^ endpoint.server, endpoint.address[1]), number)
+    endpoint.is_held = 0
     if server.ipv4_endpoint == number:
         server.ipv4_endpoint, server.ipv4 = NIL, 0
     if server.ipv6_endpoint == number:

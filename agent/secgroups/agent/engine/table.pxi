@@ -321,16 +321,26 @@ cdef uint32_t find_longest_idle(Shard *shard, Server *server, uint64_t now_ns) n
     return found
 
 
+cdef inline uint32_t looks_when_full(const Shard *shard, uint64_t now_ns) noexcept nogil:
+    return PURGE_WHEN_FULL + <uint32_t>min((now_ns - shard.full_ns) >> PURGE_SHIFT, <uint64_t>(PURGE_MOST - PURGE_WHEN_FULL))
+
+
+cdef inline uint32_t purge_when_full(Engine *engine, Shard *shard, uint64_t now_ns) noexcept nogil:
+    cdef uint32_t most = looks_when_full(shard, now_ns)
+    shard.full_ns = now_ns
+    return purge(engine, shard, now_ns, most)
+
+
 cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_ns, bint commit) noexcept nogil:
     """Return whether ``server`` can have one more flow; with ``commit`` there is room for it then."""
     cdef Server *own = &engine.servers[server]
     cdef uint32_t number = server % engine.shards_count, place, largest
     if own.flows >= engine.server_flows_max:
         if commit:
-            purge(engine, shard, now_ns, PURGE_WHEN_FULL)
+            purge_when_full(engine, shard, now_ns)
             if own.flows < engine.server_flows_max:
                 return True
-        elif count_expired(engine, shard, now_ns, PURGE_WHEN_FULL, server):
+        elif count_expired(engine, shard, now_ns, looks_when_full(shard, now_ns), server):
             return True
         place = own.unanswered.first
     elif shard.count < shard.flows_max:
@@ -339,9 +349,9 @@ cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_
         return True
     else:
         if commit:
-            if purge(engine, shard, now_ns, PURGE_WHEN_FULL):
+            if purge_when_full(engine, shard, now_ns):
                 return True
-        elif count_expired(engine, shard, now_ns, PURGE_WHEN_FULL, NIL):
+        elif count_expired(engine, shard, now_ns, looks_when_full(shard, now_ns), NIL):
             return True
         if <uint64_t>own.flows * shard.servers < shard.flows_max:
             largest = find_largest(engine, server, number)
