@@ -170,7 +170,7 @@ class CompiledEngine:
         plan.groups = {name: new for name, new in groups.items() if new is not None or name in self._groups}
         plan.servers = {name: new for name, new in servers.items() if new is not None or name in self._servers}
         # Those that go give their numbers back only afterwards.
-        guarded = len(self._table.guards.keys() | plan.servers.keys())
+        guarded = len(self._table.guards) + sum(name not in self._table.guards for name in plan.servers)
         if guarded > SERVERS_MAX:
             raise UnenforceableError(f"{guarded} servers on one agent, the most that it can guard is {SERVERS_MAX}")
         return plan
