@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from agent_world import ACK, ANY_EGRESS, CLIENT, DNS, SECOND, SSH, World, reply, tcp, udp
+from agent_world import ACK, ANY_EGRESS, CLIENT, DNS, INGRESS, SECOND, SSH, World, reply, tcp, udp
 
 from secgroups.agent.errors import TooManyTapsError
 from secgroups.agent.tap import ONE_IN_MAX, TAP_EVENTS_MAX, TAPS_MAX
@@ -122,3 +122,12 @@ def test_what_no_tap_can_be_is_refused_with_its_bound(engine, message, wanted):
     with pytest.raises(ValueError, match="is not in") as caught:
         World(engine).firewall.watch(**wanted)
     assert str(caught.value) == message
+
+
+def test_a_server_that_is_not_guarded_is_told_by_the_name_that_was_asked_for(engine):
+    world = World(engine, SSH)
+    tap = world.firewall.watch(10)
+    strangers = [tcp(CLIENT, "10.0.0.9", 22, at=f"p/stranger-{number}", direction=INGRESS) for number in range(3)]
+    for asked in strangers:
+        assert world.firewall.decide(asked, world.now_ns).reason.name == "UNKNOWN_SERVER"
+    assert [event.packet.server for event in tap.read(10)] == [asked.server for asked in strangers]

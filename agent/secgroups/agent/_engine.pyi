@@ -21,6 +21,7 @@ class Core:
     handles: dict[str, int]
     rule_ids: dict[int, str]
     numbers: dict[int, int]
+    strangers: dict[int, str]
     def __init__(
         self,
         *,

@@ -143,6 +143,8 @@ cdef class Core:
     cdef readonly dict handles
     cdef readonly dict rule_ids
     cdef readonly dict numbers
+    cdef readonly dict strangers
+    cdef uint32_t _last_stranger
 
     def __cinit__(
         self, *, flows_max: int, server_flows_max: int, fragments_max: int, shards: int, seed: bytes, tables: dict, file: int = -1
@@ -158,6 +160,7 @@ cdef class Core:
         self.handles = {}
         self.rule_ids = {}
         self.numbers = {}
+        self.strangers = {}
         engine.server_flows_max = server_flows_max
         fill_tables(engine, tables)
         begin_rules(engine)
@@ -411,7 +414,17 @@ cdef class Core:
 
     cdef uint32_t _handle(self, packet) except? 0xFFFFFFFF:
         handle = self.handles.get(packet.server)
-        return HANDLE_INDEX_MASK if handle is None else handle
+        if handle is not None:
+            return handle
+        return self._note_stranger(packet.server) if self.engine.taps_open else HANDLE_INDEX_MASK
+
+    cdef uint32_t _note_stranger(self, name) except? 0xFFFFFFFF:
+        """Return a handle that no server has, for whoever watches to tell the name by. The oldest are forgotten."""
+        self._last_stranger = (self._last_stranger + 1) % HANDLE_INDEX_MASK
+        self.strangers[self._last_stranger] = name
+        if len(self.strangers) > STRANGERS_MAX:
+            del self.strangers[next(iter(self.strangers))]
+        return self._last_stranger
 
     cdef object _verdict(self, uint8_t reason, uint8_t flags, uint32_t handle):
         """Return the one Verdict that there is for these."""

@@ -221,7 +221,9 @@ class CompiledTable:
         self._free.append((guard.number, guard.generation % (_GENERATIONS - 1) + 1))
 
     def name_of(self, handle: int) -> str:
-        """Return the server with a handle, empty if it is not guarded any more."""
+        """Return the server with a handle, empty if it is not guarded any more; or what a stranger was called."""
+        if not handle >> _HANDLE_INDEX_BITS:
+            return self.core.strangers.get(handle, "")
         guard = self._by_number.get(handle & (1 << _HANDLE_INDEX_BITS) - 1)
         return guard.name if guard is not None and guard.handle == handle else ""
 

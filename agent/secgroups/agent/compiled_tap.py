@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CompiledTap:
-    """A tap as ``tap`` (the module) says. A server that went meanwhile, or was never known, and a rule that went have no name."""
+    """A tap as ``tap`` (the module) says. A server that went meanwhile and a rule that went have no name."""
 
     def __init__(self, table: CompiledTable, settings: TapSettings) -> None:
         """Raises ``TooManyTapsError``."""

@@ -31,6 +31,8 @@ cdef enum:
     # Entries that are gone through while a shard is kept from deciding: some 20 us.
     STEP = 4096
     TAPS_MAX = 8
+    # Names of servers that are not guarded, which are kept for taps: more than these hold.
+    STRANGERS_MAX = 131_072
     # Verdict objects that are found without a dict.
     RECENT = 256
     # More changes of a policy than this at once are made by whole bundles.
