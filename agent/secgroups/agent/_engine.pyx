@@ -389,15 +389,12 @@ cdef class Core:
         """Return the verdict for a Packet, or for a record of 64 bytes, and track the flow if it is allowed."""
         cdef Record record
         cdef Quote quote
-        cdef Case case
+        cdef const Record *asked = &record
         cdef Shard *shard
         cdef Engine *engine = &self.engine
         cdef PackedVerdict verdict
-        cdef PackedVerdict *answer = &verdict
-        cdef uint32_t rule
-        case.record = &record
         if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
-            case.record = <const Record *>PyBytes_AS_STRING(packet)
+            asked = <const Record *>PyBytes_AS_STRING(packet)
             record.quote = 0
         elif isinstance(packet, Packet):
             pack(packet, self._handle(packet), &record, &quote)
@@ -405,12 +402,11 @@ cdef class Core:
             raise TypeError(f"decide takes a Packet or a record of {sizeof(Record)} bytes, not {describe(packet)}")
         shard = &engine.shards[0]
         if engine.shards_count > 1:
-            shard = &engine.shards[(case.record.server & HANDLE_INDEX_MASK) % engine.shards_count]
+            shard = &engine.shards[(asked.server & HANDLE_INDEX_MASK) % engine.shards_count]
         take_lock(&shard.lock)
-        decide_batch(engine, shard, &case, 1, &quote, record.quote, now_ns, NULL, &answer)
-        rule = verdict.rule
+        decide_one(engine, shard, asked, &quote, record.quote, now_ns, &verdict)
         sg_unlock(&shard.lock)
-        return self._verdict(verdict.reason, verdict.flags, rule)
+        return self._verdict(verdict.reason, verdict.flags, verdict.rule)
 
     cdef uint32_t _handle(self, packet) except? 0xFFFFFFFF:
         handle = self.handles.get(packet.server)

@@ -25,7 +25,10 @@ cdef enum:
     PURGE_ALWAYS = 2
     # How many flows of a server are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 32
-    BATCH = 64
+    # Packets that are judged with the shard locked once; how far their stages are apart, and room for those on their way.
+    BATCH = 256
+    AHEAD = 16
+    RING = 64
     # Entries that are read at once.
     PAGE = 64
     # Entries that are gone through while a shard is kept from deciding: some 20 us.
@@ -460,6 +463,8 @@ ctypedef struct Case:
     # Endpoint and ports, as they lie in a flow.
     uint64_t ends
     uint32_t found
+    # Shard.indexed when that was found out.
+    uint32_t indexed
     const Quote *quote
     Key key
     uint32_t rule

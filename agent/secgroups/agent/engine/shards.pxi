@@ -235,7 +235,7 @@ cdef void decide_all(
     uint64_t now_ns, const uint64_t *times, PackedVerdict *verdicts,
 ) noexcept nogil:
     """Judge records shard by shard; the packets of a server keep their order. ``times`` is NULL or has one for each record."""
-    cdef Case cases[BATCH]
+    cdef const Record *asked[BATCH]
     cdef uint64_t moments[BATCH]
     cdef PackedVerdict *answers[BATCH]
     cdef Shard *shard
@@ -249,13 +249,13 @@ cdef void decide_all(
             if engine.shards_count == 1:
                 filled = <uint32_t>min(count - at, BATCH)
                 for place in range(filled):
-                    cases[place].record, answers[place] = &records[at + place], &verdicts[at + place]
+                    asked[place], answers[place] = &records[at + place], &verdicts[at + place]
                     if times != NULL:
                         moments[place] = times[at + place]
                 at += filled
             while at < count and filled < BATCH:
                 if (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
-                    cases[filled].record, answers[filled] = &records[at], &verdicts[at]
+                    asked[filled], answers[filled] = &records[at], &verdicts[at]
                     if times != NULL:
                         moments[filled] = times[at]
                     filled += 1
@@ -264,6 +264,6 @@ cdef void decide_all(
                 sg_pass(&engine.gate)
                 sg_lock(&shard.lock)
                 decide_batch(
-                    engine, shard, cases, filled, quotes, quotes_count, now_ns, NULL if times == NULL else moments, answers
+                    engine, shard, asked, filled, quotes, quotes_count, now_ns, NULL if times == NULL else moments, answers
                 )
                 sg_unlock(&shard.lock)
