@@ -148,3 +148,14 @@ def test_what_is_in_force_is_made_of_values(engine):
     world.apply(groups=(GroupRules(group_id="db", version=9, name="db", rules=(ANY_INGRESS,)),), removed_sets=("web",))
     assert before.groups["db"].rules == (FROM_WEB,)
     assert before.sets["web"] == AddressSet(group_id="web", version=2, members=frozenset({ip_address(WEB4)}))
+
+
+def test_a_patch_from_a_version_to_itself_is_a_patch_like_any_other(engine):
+    world = two_tiers(engine)
+    joined, held = ip_address("10.0.0.6"), world.firewall.ruleset.sets["web"].version
+    asked = tcp("10.0.0.6", MINE, 3306)
+    for added, removed, expected in [({joined}, set(), "NEW"), ({joined}, set(), "ESTABLISHED"), (set(), {joined}, "NO_RULE")]:
+        patch = AddressSetPatch(group_id="web", base_version=held, version=held, added=frozenset(added), removed=frozenset(removed))
+        world.apply(set_patches=(patch,))
+        assert (joined in world.firewall.ruleset.sets["web"].members) == bool(added)
+        assert world.reason(asked).name == expected

@@ -62,6 +62,8 @@ class _SetChange:
     # None: the set goes.
     held: _HeldSet | None
     version: int = 0
+    # ``held`` is what is in force already, and is to be changed.
+    in_place: bool = False
 
 
 @dataclass(slots=True)
@@ -205,7 +207,7 @@ class CompiledEngine:
         if planned is not None and planned.held is not None:
             # Rare: the second word about a set in one update. It is taken as a whole.
             members = planned.held.members
-            if planned.held is held:
+            if planned.in_place:
                 members = (members | planned.added) - planned.removed
             return self._whole_set(
                 AddressSet(
@@ -218,6 +220,7 @@ class CompiledEngine:
             removed={address for address in patch.removed if address in held.members},
             held=held,
             version=patch.version,
+            in_place=True,
         )
 
     def _removed(self, update: RulesetUpdate) -> set[str]:
@@ -307,8 +310,8 @@ class CompiledEngine:
             del self._sets[group_id]
             return
         held = self._sets[group_id] = change.held
-        if held.version != change.version:
-            # A patch of what is held: the set is made one's own at the first, then changed in place.
+        if change.in_place:
+            # The set is made one's own at the first patch.
             if isinstance(held.members, frozenset):
                 held.members = set(held.members)
             held.members -= change.removed
