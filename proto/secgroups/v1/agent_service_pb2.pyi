@@ -250,6 +250,8 @@ class Hello(_message.Message):
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The id under which servers name it, 1 to 128 characters like a name."""
     boot_id: _builtins.str
@@ -264,6 +266,8 @@ class Hello(_message.Message):
     """Digest of what it holds, as in SyncPoint."""
     host: _builtins.str
     """Host name of the machine it runs on; for people."""
+    timeline_id: _builtins.str
+    """timeline_id of the Welcome under which applied_revision came. Empty: not known, and a snapshot is sent."""
     @_builtins.property
     def boot_time(self) -> _timestamp_pb2.Timestamp:
         """When this start was. Of two that claim one id the later one wins."""
@@ -275,6 +279,10 @@ class Hello(_message.Message):
     @_builtins.property
     def window(self) -> Global___Window:
         """What it wants to be sent without acknowledgement at most."""
+
+    @_builtins.property
+    def held_back(self) -> Global___HeldBack:
+        """The snapshot that its last stream ended with, if the agent held it back. Unset if it did not."""
 
     def __init__(
         self,
@@ -289,14 +297,52 @@ class Hello(_message.Message):
         state_digest: _builtins.bytes = ...,
         window: Global___Window | None = ...,
         host: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
+        held_back: Global___HeldBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "held_back", b"held_back", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "applied_revision", b"applied_revision", "boot_id", b"boot_id", "boot_time", b"boot_time", "held", b"held", "host", b"host", "state_digest", b"state_digest", "store_epoch", b"store_epoch", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "applied_revision", b"applied_revision", "boot_id", b"boot_id", "boot_time", b"boot_time", "held", b"held", "held_back", b"held_back", "host", b"host", "state_digest", b"state_digest", "store_epoch", b"store_epoch", "timeline_id", b"timeline_id", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class HeldBack(_message.Message):
+    """A snapshot that the agent did not apply, because it would remove more of its servers than the agent's --max-removal allows. What was
+    in force before stays in force.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    SERVERS_REMOVED_FIELD_NUMBER: _builtins.int
+    SERVERS_HELD_FIELD_NUMBER: _builtins.int
+    MAX_REMOVAL_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision of the snapshot."""
+    servers_removed: _builtins.int
+    """How many servers it would remove."""
+    servers_held: _builtins.int
+    """How many servers are in force."""
+    max_removal: _builtins.float
+    """The largest share of its servers that a snapshot may remove, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        servers_removed: _builtins.int = ...,
+        servers_held: _builtins.int = ...,
+        max_removal: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_removal", b"max_removal", "revision", b"revision", "servers_held", b"servers_held", "servers_removed", b"servers_removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldBack: _TypeAlias = HeldBack  # noqa: Y015
 
 @_typing.final
 class RejectedObject(_message.Message):
@@ -340,12 +386,15 @@ class Ack(_message.Message):
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     APPLY_MICROS_FIELD_NUMBER: _builtins.int
+    RECEIVED_NONCE_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """The nonce of the last Update or SyncPoint that was applied. 0: acknowledges a Bookmark."""
     applied_revision: _builtins.int
     """The revision that is in force now."""
     apply_micros: _builtins.int
     """How long applying took, in microseconds."""
+    received_nonce: _builtins.int
+    """The nonce of the last Update or SyncPoint that was taken in, applied or part of a step that goes on. Frees the window. 0: as nonce."""
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedObject]:
         """What of it could not be enforced."""
@@ -357,14 +406,49 @@ class Ack(_message.Message):
         applied_revision: _builtins.int = ...,
         rejected: _abc.Iterable[Global___RejectedObject] | None = ...,
         apply_micros: _builtins.int = ...,
+        received_nonce: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "apply_micros", b"apply_micros", "nonce", b"nonce", "rejected", b"rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "apply_micros", b"apply_micros", "nonce", b"nonce", "received_nonce", b"received_nonce", "rejected", b"rejected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class DelayHistogram(_message.Message):
+    """Delays, counted in buckets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPPER_BOUNDS_MICROS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_MICROS_FIELD_NUMBER: _builtins.int
+    sum_micros: _builtins.int
+    """Sum of all delays, in microseconds."""
+    @_builtins.property
+    def upper_bounds_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Upper bounds of the buckets, inclusive, in microseconds, ascending; at most 64."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many delays fell into each bucket, and last how many were above all bounds: one more than bounds."""
+
+    def __init__(
+        self,
+        *,
+        upper_bounds_micros: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "sum_micros", b"sum_micros", "upper_bounds_micros", b"upper_bounds_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DelayHistogram: _TypeAlias = DelayHistogram  # noqa: Y015
 
 @_typing.final
 class Report(_message.Message):
@@ -395,6 +479,7 @@ class Report(_message.Message):
     FLOWS_FIELD_NUMBER: _builtins.int
     DENIES_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
+    COMMIT_TO_IN_FORCE_FIELD_NUMBER: _builtins.int
     flows: _builtins.int
     """Live flows."""
     denies: _builtins.int
@@ -403,16 +488,21 @@ class Report(_message.Message):
     def verdicts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Verdicts given since its start, by the name of the reason, for example "REASON_NO_RULE"."""
 
+    @_builtins.property
+    def commit_to_in_force(self) -> Global___DelayHistogram:
+        """From the commit of a change to its enforcement, by the agent's clock and oldest_commit_time, since its start. One delay an update."""
+
     def __init__(
         self,
         *,
         flows: _builtins.int = ...,
         denies: _builtins.int = ...,
         verdicts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        commit_to_in_force: Global___DelayHistogram | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denies", b"denies", "flows", b"flows", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force", "denies", b"denies", "flows", b"flows", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,6 +519,7 @@ class Welcome(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
     controller_id: _builtins.str
     """UUID of this start of the controller."""
     store_epoch: _builtins.str
@@ -437,6 +528,10 @@ class Welcome(_message.Message):
     """The controller's revision."""
     mode: Global___SyncMode.ValueType
     """What follows."""
+    timeline_id: _builtins.str
+    """UUID of this opening of the store. Revisions of two timelines agree up to where the later one began and no further, so that a store
+    which was put back to an earlier state is noticed.
+    """
     @_builtins.property
     def heartbeat(self) -> _duration_pb2.Duration:
         """Silence longer than three of these means that the other side is gone."""
@@ -449,10 +544,11 @@ class Welcome(_message.Message):
         revision: _builtins.int = ...,
         mode: Global___SyncMode.ValueType = ...,
         heartbeat: _duration_pb2.Duration | None = ...,
+        timeline_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_id", b"controller_id", "heartbeat", b"heartbeat", "mode", b"mode", "revision", b"revision", "store_epoch", b"store_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_id", b"controller_id", "heartbeat", b"heartbeat", "mode", b"mode", "revision", b"revision", "store_epoch", b"store_epoch", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -902,6 +998,8 @@ class Agent(_message.Message):
     SERVER_COUNT_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     CONNECTED_SINCE_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     connected: _builtins.bool
@@ -934,6 +1032,16 @@ class Agent(_message.Message):
     def connected_since(self) -> _timestamp_pb2.Timestamp:
         """When it connected. Unset if not connected."""
 
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """How long ago the oldest change was committed that touches it and is not in force on it. Unset if it is up to date, or if that
+        change was before the controller's start.
+        """
+
+    @_builtins.property
+    def held_back(self) -> Global___HeldBack:
+        """The snapshot that it holds back. Unset if it holds none back."""
+
     def __init__(
         self,
         *,
@@ -949,10 +1057,12 @@ class Agent(_message.Message):
         server_count: _builtins.int = ...,
         report: Global___Report | None = ...,
         connected_since: _timestamp_pb2.Timestamp | None = ...,
+        lag: _duration_pb2.Duration | None = ...,
+        held_back: Global___HeldBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connected_since", b"connected_since", "report", b"report", "staleness", b"staleness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connected_since", b"connected_since", "held_back", b"held_back", "lag", b"lag", "report", b"report", "staleness", b"staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "boot_id", b"boot_id", "connected", b"connected", "connected_since", b"connected_since", "host", b"host", "id", b"id", "pending_revisions", b"pending_revisions", "rejected", b"rejected", "report", b"report", "server_count", b"server_count", "staleness", b"staleness", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "boot_id", b"boot_id", "connected", b"connected", "connected_since", b"connected_since", "held_back", b"held_back", "host", b"host", "id", b"id", "lag", b"lag", "pending_revisions", b"pending_revisions", "rejected", b"rejected", "report", b"report", "server_count", b"server_count", "staleness", b"staleness", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
