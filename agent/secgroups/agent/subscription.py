@@ -9,7 +9,8 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +43,15 @@ _CHANNEL_OPTIONS = (
 )
 
 Call = grpc.aio.StreamStreamCall[pb.SubscribeRequest, pb.SubscribeResponse]
+# Opens a stream to the controller at an address, for as long as it is entered.
+Connect = Callable[[str], AbstractAsyncContextManager[Call]]
+
+
+@asynccontextmanager
+async def connect(controller: str) -> AsyncIterator[Call]:
+    """Open a stream on a connection of its own."""
+    async with grpc.aio.insecure_channel(controller, options=_CHANNEL_OPTIONS) as channel:
+        yield AgentServiceStub(channel).Subscribe()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,7 @@ class Subscription:
         reconnect_min_s: float,
         reconnect_max_s: float,
         clock: Callable[[], int] = time.monotonic_ns,
+        connect: Connect = connect,
     ) -> None:
         self.connected = False
         self.last_heard_ns: int | None = None
@@ -86,6 +97,7 @@ class Subscription:
         self._applied = applied
         self._backoff = Backoff(reconnect_min_s, reconnect_max_s, random.uniform)
         self._clock = clock
+        self._connect = connect
         self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
         self._writing = asyncio.Lock()
         self._previews = PreviewAnswers(firewall, clock)
@@ -105,8 +117,8 @@ class Subscription:
         asked_s = 0.0
         was_connected = False
         try:
-            async with grpc.aio.insecure_channel(self._controller, options=_CHANNEL_OPTIONS) as channel:
-                await self._hold(AgentServiceStub(channel).Subscribe())
+            async with self._connect(self._controller) as call:
+                await self._hold(call)
         except _EndedError as ended:
             reason, asked_s = str(ended), ended.wait_s
         except (StreamError, BaseVersionError) as error:

@@ -10,11 +10,10 @@ Nothing here knows SQL, protobuf or gRPC.
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -27,13 +26,12 @@ from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.publisher import Publisher
 from secgroups.controller.state import State
 from secgroups.controller.store.interface import Committed, Pending, RequestKey, Store, Transaction
+from secgroups.controller.store_writer import Work, Writer, WriterThread
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Mutations that share one commit at most; more would make the first of them wait.
-BATCH_MAX = 128
 # Mutations that wait at most; beyond it a caller is told to come back rather than to wait for seconds.
 WAITING_MAX = 4_096
 
@@ -66,10 +64,16 @@ class _Waiting:
 class Core:
     """The store with its state and those who listen to it. Made on a running event loop, used from that loop only."""
 
-    def __init__(self, store: Store, *, preview_timeout_s: float = PREVIEW_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        preview_timeout_s: float = PREVIEW_TIMEOUT_S,
+        start_writer: Callable[[Work[_Waiting]], Writer[_Waiting]] = WriterThread,
+    ) -> None:
         """Read everything from ``store``, which is the core's own from now on. StoreFileError if it can't be read.
 
-        A preview waits for the answers of agents ``preview_timeout_s`` at most.
+        A preview waits for the answers of agents ``preview_timeout_s`` at most. ``start_writer`` makes what commits.
         """
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -82,13 +86,11 @@ class Core:
             raise
         self.publisher = Publisher(self.state, self.store_epoch)
         self._listeners: list[Listener] = [self.publisher.changed]
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._waiting = 0
         self._closed = False
         self._store_failed = False
         self._preview_timeout_s = preview_timeout_s
-        self._writer = threading.Thread(target=self._write, name="store-writer", daemon=True)
-        self._writer.start()
+        self._writer = start_writer(self._work)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with every revision's changes, right after the state has them; return how to stop that."""
@@ -118,36 +120,19 @@ class Core:
         outcome: asyncio.Future[Outcome[T]] = self._loop.create_future()
         self._waiting += 1
         pending = Pending(operation, validate_only=validate_only, request=request, encode=encode, actor=actor)
-        self._queue.put(_Waiting(pending, outcome))
+        self._writer.put(_Waiting(pending, outcome))
         answer = await outcome
         if answer.preview is None or answer.prospect is None:
             return answer
         cut = await count_cut(self.publisher, answer.prospect, self._preview_timeout_s)
         return replace(answer, preview=replace(answer.preview, flows_cut=cut))
 
-    def _write(self) -> None:
-        """Commit what waits, again and again, until told to stop: what came while the disk was busy shares the next commit."""
-        stop = False
-        while not stop:
-            batch, stop = self._next_batch()
-            # Nobody waits any more for what was cancelled before its turn.
-            live = [waiting for waiting in batch if not waiting.outcome.cancelled()]
-            results = self._commit([waiting.pending for waiting in live])
-            try:
-                self._loop.call_soon_threadsafe(self._publish, live, results, len(batch))
-            except RuntimeError:
-                # The loop is closed, and with it everybody who could be told.
-                return
-
-    def _next_batch(self) -> tuple[list[_Waiting], bool]:
-        """Wait for a mutation and take those that wait behind it; whether that was the end."""
-        batch: list[_Waiting] = []
-        while not batch or (len(batch) < BATCH_MAX and not self._queue.empty()):
-            waiting = self._queue.get()
-            if waiting is None:
-                return batch, True
-            batch.append(waiting)
-        return batch, False
+    def _work(self, batch: list[_Waiting]) -> Callable[[], None]:
+        """In the writer: commit a batch; return what takes over the results on the loop."""
+        # Nobody waits any more for what was cancelled before its turn.
+        live = [waiting for waiting in batch if not waiting.outcome.cancelled()]
+        results = self._commit([waiting.pending for waiting in live])
+        return partial(self._publish, live, results, len(batch))
 
     def _commit(self, batch: Sequence[Pending[Any]]) -> list[Committed[Any] | Exception]:
         try:
@@ -208,8 +193,5 @@ class Core:
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._writer.join)
-        # The writer's last results are on the loop's list before this.
-        await asyncio.sleep(0)
+        await self._writer.close()
         self._store.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
+from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
 from secgroups.controller.stream_messages import GoAway, Outbound, Update
@@ -31,14 +31,17 @@ Context = grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse]
 class AgentStream:
     """The stream of one agent, from its hello to its end."""
 
-    def __init__(self, context: Context, publisher: Publisher, wire: Wire, settings: StreamSettings) -> None:
+    def __init__(
+        self, context: Context, publisher: Publisher, wire: Wire, settings: StreamSettings, clocks: Clocks = SYSTEM_CLOCKS
+    ) -> None:
         self._context = context
         self._publisher = publisher
         self._wire = wire
         self._settings = settings
+        self._clocks = clocks
         self._news = asyncio.Event()
         self._silence_s = HEARTBEATS_MAX * settings.heartbeat_s
-        self._heard_s = time.monotonic()
+        self._heard_s = self._clocks.monotonic_s()
 
     async def run(self) -> None:
         """Serve the agent until the stream ends. InvalidError if it breaks the rules of the stream."""
@@ -50,7 +53,7 @@ class AgentStream:
             return
         if not isinstance(first, pb.SubscribeRequest):
             return
-        channel = self._publisher.connect(hello_of(first), self._news.set, _now_us())
+        channel = self._publisher.connect(hello_of(first), self._news.set, self._clocks.now_us())
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))
         reading.add_done_callback(lambda _: self._news.set())
@@ -67,24 +70,26 @@ class AgentStream:
 
     async def _send(self, channel: AgentChannel, reading: asyncio.Task[None]) -> str:
         """Send what there is to say, until the agent or the channel ends; return why it did."""
-        heartbeat_s = time.monotonic() + self._settings.heartbeat_s
+        heartbeat_s = self._clocks.monotonic_s() + self._settings.heartbeat_s
         quiet_until_s = 0.0
         while True:
             self._news.clear()
             if reading.done():
                 reading.result()
                 return "it ended the stream"
-            now_s = time.monotonic()
+            now_s = self._clocks.monotonic_s()
             if now_s >= heartbeat_s:
                 heartbeat_s = now_s + self._settings.heartbeat_s
                 self._check_alive(channel, now_s)
-                await self._write_all(channel, channel.heartbeat(_clock_us()))
+                await self._write_all(channel, channel.heartbeat(self._clocks.monotonic_us()))
             if channel.has_news and now_s >= quiet_until_s:
-                await self._write_all(channel, messages := channel.next_messages(_now_us(), _clock_us()))
+                await self._write_all(
+                    channel, messages := channel.next_messages(self._clocks.now_us(), self._clocks.monotonic_us())
+                )
                 if channel.ended:
                     return channel.ending_reason
                 if any(isinstance(message, Update) for message in messages):
-                    quiet_until_s = time.monotonic() + self._settings.coalesce_s
+                    quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
             if not self._news.is_set():
                 await self._sleep(min(heartbeat_s, quiet_until_s) if channel.has_news else heartbeat_s)
             elif now_s < quiet_until_s:
@@ -92,14 +97,14 @@ class AgentStream:
 
     async def _sleep(self, until_s: float) -> None:
         try:
-            async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
+            async with asyncio.timeout(max(0.0, until_s - self._clocks.monotonic_s())):
                 await self._news.wait()
         except TimeoutError:
             return
 
     def _check_alive(self, channel: AgentChannel, now_s: float) -> None:
         sent_us = channel.oldest_unacknowledged_us
-        overdue = sent_us is not None and _clock_us() - sent_us > self._silence_s * 1e6
+        overdue = sent_us is not None and self._clocks.monotonic_us() - sent_us > self._silence_s * 1e6
         if overdue or now_s - self._heard_s > self._silence_s:
             channel.end(f"nothing was acknowledged for {self._silence_s:g} s", reconnect_after_s=0)
 
@@ -109,21 +114,21 @@ class AgentStream:
             request = await self._context.read()
             if not isinstance(request, pb.SubscribeRequest):
                 return
-            self._heard_s = time.monotonic()
+            self._heard_s = self._clocks.monotonic_s()
             match request.WhichOneof("message"):
                 case "ack":
-                    channel.acknowledge(ack_of(request.ack), _now_us())
-                    self._publisher.heard(channel, _now_us())
+                    channel.acknowledge(ack_of(request.ack), self._clocks.now_us())
+                    self._publisher.heard(channel, self._clocks.now_us())
                 case "report":
-                    self._publisher.heard(channel, _now_us(), report_of(request.report))
+                    self._publisher.heard(channel, self._clocks.now_us(), report_of(request.report))
                 case "preview_result":
                     channel.questions.answer(preview_result_of(request.preview_result))
-                    self._publisher.heard(channel, _now_us())
+                    self._publisher.heard(channel, self._clocks.now_us())
                 case "hello":
                     raise InvalidError("hello", "stands only at the beginning of a stream")
                 case _:
                     # A newer agent may say more than this controller understands.
-                    self._publisher.heard(channel, _now_us())
+                    self._publisher.heard(channel, self._clocks.now_us())
 
     async def _write_all(self, channel: AgentChannel, messages: list[Outbound]) -> None:
         for message in messages:
@@ -143,13 +148,3 @@ class AgentStream:
 
     async def _write(self, message: Outbound) -> None:
         await self._context.write(self._wire.response(message))
-
-
-def _now_us() -> int:
-    """Return the time of day, for what is shown."""
-    return time.time_ns() // 1000
-
-
-def _clock_us() -> int:
-    """Return a time that nobody sets, for what is waited for."""
-    return time.monotonic_ns() // 1000

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
+from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.convert import page_size_of, page_start, page_token, required, timestamp
 from secgroups.controller.errors import NotFoundError
 from secgroups.controller.services.agent_stream import AgentStream
@@ -29,8 +29,9 @@ _LIST = ("agents",)
 class Agents(AgentServiceServicer):
     """The agents of ``core``."""
 
-    def __init__(self, core: Core, settings: StreamSettings | None = None) -> None:
+    def __init__(self, core: Core, settings: StreamSettings | None = None, clocks: Clocks = SYSTEM_CLOCKS) -> None:
         self._core = core
+        self._clocks = clocks
         self._settings = settings or StreamSettings()
         self._wire = Wire(core.controller_id, self._settings.heartbeat_s)
 
@@ -40,7 +41,7 @@ class Agents(AgentServiceServicer):
         context: grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse],
     ) -> None:
         """Feed one agent. Reads and writes through ``context``, so that a write which hangs can be given up."""
-        await AgentStream(context, self._core.publisher, self._wire, self._settings).run()
+        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._clocks).run()
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse]
@@ -51,7 +52,7 @@ class Agents(AgentServiceServicer):
         ids = publisher.agent_ids()
         first = bisect_right(ids, page_start(_LIST, request.page_token))
         page = ids[first : first + size]
-        now_us = time.time_ns() // 1000
+        now_us = self._clocks.now_us()
         statuses = [status for agent_id in page if (status := publisher.find_status(agent_id)) is not None]
         return pb.ListAgentsResponse(
             agents=[_agent_message(status, now_us) for status in statuses],
@@ -67,7 +68,7 @@ class Agents(AgentServiceServicer):
         if status is None:
             message = f"there is no agent {request.id}: no server names it and it has not connected since the controller started"
             raise NotFoundError("agent", request.id, message=message)
-        return pb.GetAgentResponse(agent=_agent_message(status, time.time_ns() // 1000), revision=self._core.state.revision)
+        return pb.GetAgentResponse(agent=_agent_message(status, self._clocks.now_us()), revision=self._core.state.revision)
 
 
 def _agent_message(status: AgentStatus, now_us: int) -> pb.Agent:
