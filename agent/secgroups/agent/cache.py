@@ -4,8 +4,8 @@ A file is written beside the old one, synced and renamed, so there is always one
 and what it hashes to: what does not fit is set aside under another name and never used in part.
 
 Layout, little-endian: magic (8 bytes), format version (u32), length of the rest (u64), SHA-256 of the rest (32 bytes); then the
-length of a first message (u32), a ``secgroups.v1.Hello`` with agent id, store epoch and revision, and a ``secgroups.v1.Update``
-with all that is in force.
+length of a first message (u32), a ``secgroups.v1.Hello`` with agent id, store epoch, timeline and revision, and a
+``secgroups.v1.Update`` with all that is in force.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedState:
-    """What was in force, of which store epoch. Its revision is that of the ruleset."""
+    """What was in force, of which store epoch and timeline. Its revision is that of the ruleset.
+
+    ``timeline_id`` is empty in a file of a program that knew of none.
+    """
 
     store_epoch: str
     ruleset: Ruleset
+    timeline_id: str = ""
 
 
 class Cache:
@@ -102,7 +106,12 @@ class Cache:
             os.close(folder)
 
     def _encoded(self, state: CachedState) -> bytes:
-        hello = pb.Hello(agent_id=self._agent_id, store_epoch=state.store_epoch, applied_revision=state.ruleset.revision)
+        hello = pb.Hello(
+            agent_id=self._agent_id,
+            store_epoch=state.store_epoch,
+            timeline_id=state.timeline_id,
+            applied_revision=state.ruleset.revision,
+        )
         head = hello.SerializeToString()
         payload = _LENGTH.pack(len(head)) + head + convert.whole_update(state.ruleset).SerializeToString()
         return _HEADER.pack(_MAGIC, _FORMAT_VERSION, len(payload), sha256(payload).digest()) + payload
@@ -134,4 +143,4 @@ class Cache:
             raise CacheError(f"can't be understood: {error}") from None
         if hello.agent_id != self._agent_id:
             raise CacheError(f"is of agent {hello.agent_id}, this is {self._agent_id}")
-        return CachedState(store_epoch=hello.store_epoch, ruleset=ruleset)
+        return CachedState(store_epoch=hello.store_epoch, timeline_id=hello.timeline_id, ruleset=ruleset)

@@ -48,7 +48,11 @@ class CacheWriter:
     async def _save(self) -> None:
         self._unsaved = False
         replica = self._replica
-        state = CachedState(store_epoch=replica.store_epoch, ruleset=replace(replica.ruleset, revision=replica.revision))
+        state = CachedState(
+            store_epoch=replica.store_epoch,
+            timeline_id=replica.timeline_id,
+            ruleset=replace(replica.ruleset, revision=replica.revision),
+        )
         saving = asyncio.create_task(asyncio.to_thread(self._cache.save, state))
         try:
             # A thread can't be cancelled, and two must not write at once.

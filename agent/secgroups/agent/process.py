@@ -49,7 +49,7 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns(), flows=table)
     replica = Replica(firewall)
     if state is not None:
-        replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
+        replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns(), timeline_id=state.timeline_id)
     writer = CacheWriter(cache, replica)
     watch = BrokenTableWatch(config, table)
 

@@ -7,8 +7,9 @@ is under way. An object that can't be enforced is rejected: its last good versio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import chain
 from typing import Protocol, TypeVar
 
 from secgroups.agent import convert
@@ -33,7 +34,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """A step that is in force: ``objects`` came or went with it, but for those ``rejected``."""
+    """A step that is in force: ``objects`` came or went with it, but for those ``rejected``.
+
+    A sync point names all that is rejected, whenever that came: the controller may not have heard of it.
+    """
 
     nonce: int
     revision: int
@@ -43,16 +47,36 @@ class Applied:
 
 @dataclass(slots=True)
 class _Step:
-    """What has come of a step. ``versions`` is what the controller believes we hold when it is done."""
+    """What has come of a step. ``versions`` is what the controller believes we hold when it is done.
+
+    An object may come several times in one step, as it changes while the step is sent: the last of it counts.
+    """
 
     versions: HeldVersions
-    sets: list[AddressSet] = field(default_factory=list)
-    patches: list[AddressSetPatch] = field(default_factory=list)
-    groups: list[GroupRules] = field(default_factory=list)
-    servers: list[ServerBinding] = field(default_factory=list)
-    removed: list[ObjectKey] = field(default_factory=list)
+    sets: dict[str, AddressSet] = field(default_factory=dict)
+    patches: dict[str, list[AddressSetPatch]] = field(default_factory=dict)
+    groups: dict[str, GroupRules] = field(default_factory=dict)
+    servers: dict[str, ServerBinding] = field(default_factory=dict)
+    removed: set[ObjectKey] = field(default_factory=set)
     rejected: dict[ObjectKey, Rejection] = field(default_factory=dict)
-    objects: int = 0
+    touched: set[ObjectKey] = field(default_factory=set)
+
+    def forget(self, key: ObjectKey) -> None:
+        """Drop what came of an object before: something else came of it."""
+        kind, name = key
+        self.touched.add(key)
+        self.removed.discard(key)
+        self.rejected.pop(key, None)
+        if kind is Kind.SET:
+            self.sets.pop(name, None)
+            self.patches.pop(name, None)
+        else:
+            (self.groups if kind is Kind.GROUP else self.servers).pop(name, None)
+
+    def reject(self, key: ObjectKey, version: int, message: str) -> None:
+        """Note that an object can't be enforced as it came. Its last good version stays."""
+        self.forget(key)
+        self.rejected[key] = Rejection(key=key, version=version, message=message)
 
 
 class _Object(Protocol):
@@ -65,17 +89,23 @@ ValueT = TypeVar("ValueT")
 
 
 class Replica:
-    """The agent's side of the stream's state. ``revision`` and ``store_epoch`` are of what is in force; 0 and "" if nothing is."""
+    """The agent's side of the stream's state.
+
+    ``revision``, ``store_epoch`` and ``timeline_id`` are of what is in force; 0 and "" if nothing is.
+    """
 
     def __init__(self, firewall: Firewall) -> None:
         self._firewall = firewall
         self.store_epoch = ""
+        self.timeline_id = ""
         self.revision = 0
         self.from_cache = False
         self._trusted = True
         self._held = HeldVersions()
+        self._rejected: dict[ObjectKey, Rejection] = {}
         self._step: _Step | None = None
         self._snapshot_epoch: str | None = None
+        self._stream_timeline_id = ""
         self._nonce = 0
 
     @property
@@ -93,7 +123,7 @@ class Replica:
         """The store epoch to go on from; empty if there is nothing that can be trusted."""
         return self.store_epoch if self._trusted else ""
 
-    def restore(self, ruleset: Ruleset, store_epoch: str, now_ns: int) -> None:
+    def restore(self, ruleset: Ruleset, store_epoch: str, now_ns: int, *, timeline_id: str = "") -> None:
         """Enforce what was in force when it was saved."""
         self._firewall.apply(
             RulesetUpdate(
@@ -106,7 +136,8 @@ class Replica:
             now_ns,
         )
         self._held = held_in(ruleset)
-        self.store_epoch, self.revision, self.from_cache = store_epoch, ruleset.revision, True
+        self.store_epoch, self.timeline_id = store_epoch, timeline_id
+        self.revision, self.from_cache = ruleset.revision, True
         self._firewall.mark(mark_of(store_epoch, self._held))
 
     def distrust(self) -> None:
@@ -122,6 +153,7 @@ class Replica:
             raise StreamError(f"welcome with sync mode {message.mode}, which does not fit what is held")
         elif message.store_epoch != self.store_epoch:
             raise StreamError(f"welcome of store epoch {message.store_epoch}, held is {self.store_epoch}")
+        self._stream_timeline_id = message.timeline_id
 
     def update(self, message: pb.Update, now_ns: int) -> Applied | None:
         """Take an update; return what is in force if it ends a step. StreamError or BaseVersionError if it does not fit."""
@@ -130,7 +162,7 @@ class Replica:
         for made in message.sets:
             self._take(step, (Kind.SET, made.group_id), made, convert.address_set, step.sets)
         for patch in message.set_patches:
-            self._take(step, (Kind.SET, patch.group_id), patch, convert.address_set_patch, step.patches)
+            self._patch(step, patch)
         for group in message.groups:
             self._take(step, (Kind.GROUP, group.group_id), group, convert.group_rules, step.groups)
         for server in message.servers:
@@ -143,25 +175,32 @@ class Replica:
         return self._apply(step, message.nonce, message.revision, now_ns)
 
     def sync_point(self, message: pb.SyncPoint, now_ns: int) -> Applied:
-        """Take a sync point; return what is in force then. StreamError if the digests differ: then nothing was applied."""
+        """Take a sync point, which ends the step that is under way; return what is in force then.
+
+        StreamError if the digests differ: then nothing was applied.
+        """
         self._expect(message.nonce)
         ends_snapshot = self._snapshot_epoch is not None
-        if message.snapshot_end != ends_snapshot or (self._step is not None and not ends_snapshot):
-            raise StreamError("sync point in the middle of a step")
+        if message.snapshot_end != ends_snapshot:
+            raise StreamError("sync point that ends a snapshot where there is none, or does not end the one that there is")
         step = self._step or self._new_step()
         if message.state_digest != step.versions.digest:
             raise StreamError(f"state digest at revision {message.revision} is not that of what was told")
-        if ends_snapshot:
-            return self._apply(step, message.nonce, message.revision, now_ns)
-        self.from_cache = False
-        self.revision = message.revision
-        return Applied(nonce=message.nonce, revision=message.revision, objects=0, rejected=())
+        if ends_snapshot or self._step is not None:
+            applied = self._apply(step, message.nonce, message.revision, now_ns)
+        else:
+            self._reach(message.revision)
+            applied = Applied(nonce=message.nonce, revision=message.revision, objects=0, rejected=())
+        return replace(applied, rejected=tuple(self._rejected.values()))
 
     def bookmark(self, message: pb.Bookmark) -> None:
         """Take note that nothing has changed up to a revision."""
         if self._step is None and self._snapshot_epoch is None:
-            self.revision = message.revision
-            self.from_cache = False
+            self._reach(message.revision)
+
+    def _reach(self, revision: int) -> None:
+        """Note that what is in force is the state of a revision, by what the controller of this stream says."""
+        self.revision, self.timeline_id, self.from_cache = revision, self._stream_timeline_id, False
 
     def _expect(self, nonce: int) -> None:
         if nonce != self._nonce + 1:
@@ -171,33 +210,56 @@ class Replica:
     def _new_step(self) -> _Step:
         return _Step(HeldVersions() if self._snapshot_epoch is not None else self._held.copy())
 
+    @staticmethod
     def _take(
-        self, step: _Step, key: ObjectKey, message: MessageT, made_of: Callable[[MessageT], ValueT], values: list[ValueT]
+        step: _Step, key: ObjectKey, message: MessageT, made_of: Callable[[MessageT], ValueT], values: dict[str, ValueT]
     ) -> None:
-        step.objects += 1
         step.versions.put(key, message.version)
         try:
-            values.append(made_of(message))
+            made = made_of(message)
         except UnenforceableError as error:
-            step.rejected[key] = Rejection(key=key, version=message.version, message=str(error))
+            step.reject(key, message.version, str(error))
+            return
+        step.forget(key)
+        values[key[1]] = made
+
+    @staticmethod
+    def _patch(step: _Step, message: pb.AddressSetPatch) -> None:
+        key = (Kind.SET, message.group_id)
+        if key in step.removed:
+            raise StreamError(f"patch of set {message.group_id}, which was removed in the same step")
+        step.versions.put(key, message.version)
+        if key in step.rejected:
+            # A large set comes in parts, and may change while it comes: rejected in part it is rejected whole.
+            step.reject(key, message.version, step.rejected[key].message)
+            return
+        try:
+            made = convert.address_set_patch(message)
+        except UnenforceableError as error:
+            step.reject(key, message.version, str(error))
+            return
+        step.touched.add(key)
+        step.patches.setdefault(message.group_id, []).append(made)
 
     @staticmethod
     def _remove(step: _Step, kind: Kind, names: Sequence[str]) -> None:
         for name in names:
-            step.objects += 1
+            step.forget((kind, name))
             step.versions.drop((kind, name))
-            step.removed.append((kind, name))
+            step.removed.add((kind, name))
 
     def _apply(self, step: _Step, nonce: int, revision: int, now_ns: int) -> Applied:
         snapshot_epoch = self._snapshot_epoch
-        objects = step.objects
+        objects = len(step.touched)
         if snapshot_epoch is not None:
             # What a snapshot does not mention goes.
-            objects += sum(key not in step.versions for key, _ in self._held)
+            objects += sum(key not in step.versions and key not in step.touched for key, _ in self._held)
         self._firewall.apply(self._ruleset_update(step, revision), now_ns)
         self._step, self._snapshot_epoch = None, None
         self._held = step.versions
-        self.revision, self.from_cache = revision, False
+        kept = {} if snapshot_epoch is not None else {key: old for key, old in self._rejected.items() if key not in step.touched}
+        self._rejected = kept | step.rejected
+        self._reach(revision)
         if snapshot_epoch is not None:
             self.store_epoch, self._trusted = snapshot_epoch, True
         self._firewall.mark(mark_of(self.store_epoch, self._held))
@@ -208,11 +270,10 @@ class Replica:
         return RulesetUpdate(
             revision=revision,
             snapshot=self._snapshot_epoch is not None,
-            # A large set comes in parts; rejected in part it is rejected whole.
-            sets=(*kept.sets.values(), *(new for new in step.sets if (Kind.SET, new.group_id) not in step.rejected)),
-            set_patches=tuple(patch for patch in step.patches if (Kind.SET, patch.group_id) not in step.rejected),
-            groups=(*kept.groups.values(), *step.groups),
-            servers=(*kept.servers.values(), *step.servers),
+            sets=(*kept.sets.values(), *step.sets.values()),
+            set_patches=tuple(chain.from_iterable(step.patches.values())),
+            groups=(*kept.groups.values(), *step.groups.values()),
+            servers=(*kept.servers.values(), *step.servers.values()),
             removed_servers=tuple(name for kind, name in step.removed if kind is Kind.SERVER),
             removed_groups=tuple(name for kind, name in step.removed if kind is Kind.GROUP),
             removed_sets=tuple(name for kind, name in step.removed if kind is Kind.SET),

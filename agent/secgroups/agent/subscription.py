@@ -161,6 +161,7 @@ class Subscription:
             boot_id=identity.boot_id,
             version=identity.version,
             store_epoch=replica.resume_epoch,
+            timeline_id=replica.timeline_id,
             applied_revision=replica.revision,
             held=[_object_version(key, version) for key, version in replica.held],
             state_digest=replica.held.digest,
@@ -192,7 +193,13 @@ class Subscription:
         begun_ns = self._clock()
         match message.WhichOneof("message"):
             case "update":
-                await self._in_force(call, self._replica.update(message.update, begun_ns), begun_ns)
+                applied = self._replica.update(message.update, begun_ns)
+                if applied is None:
+                    # Of a step that goes on: it was received, and there is room for the next part.
+                    receipt = pb.Ack(applied_revision=self._replica.revision, received_nonce=message.update.nonce)
+                    await self._say(call, pb.SubscribeRequest(ack=receipt))
+                else:
+                    await self._in_force(call, applied, begun_ns)
             case "sync_point":
                 await self._in_force(call, self._replica.sync_point(message.sync_point, begun_ns), begun_ns)
                 self._backoff.reset()
@@ -207,10 +214,8 @@ class Subscription:
                 raise StreamError("a second welcome")
             # What a newer controller may say besides is not for this agent.
 
-    async def _in_force(self, call: Call, applied: Applied | None, begun_ns: int) -> None:
+    async def _in_force(self, call: Call, applied: Applied, begun_ns: int) -> None:
         """Have what was applied saved, acknowledge and log it. It is saved whether or not the stream lives to hear of it."""
-        if applied is None:
-            return
         if applied.objects:
             self._applied()
         apply_us = (self._clock() - begun_ns) // 1000
@@ -227,7 +232,8 @@ class Subscription:
 
     def _note(self, applied: Applied, apply_us: int) -> None:
         agent_id = self._identity.agent_id
-        for refused in applied.rejected:
+        # A sync point that brings nothing repeats what was said before.
+        for refused in applied.rejected if applied.objects else ():
             kind, name = refused.key
             log.error(
                 "object_rejected",

@@ -1,21 +1,27 @@
 """One agent's stream: what it was sent, what it has yet to be told, and what it has not acknowledged.
 
-State, not events: there is no queue. A change marks the objects that it touched; the message is made of their newest state when
-the window has room, against the versions that this stream was sent. All that is marked goes in one step, which the agent applies
-whole, so its ruleset is always one that the controller had. Memory is bounded by the agent's own objects.
+State, not events: there is no queue. A change marks the objects that it touched; each message is made of their newest state when
+the window has room, against the versions that this stream was sent. What is marked goes in one step, which the agent applies whole.
+
+A step may be larger than the window. While it goes on only keys are remembered; what changes meanwhile is marked and sent again in
+the same step, and the step ends with a message that leaves nothing marked. So its end is made at one instant, the ruleset of the
+agent is always one that the controller had, and memory is bounded by the agent's own objects.
+
+Every step ends, however much changes meanwhile: what it began with goes first, object by object, then the window may open
+``CATCH_UP_MAX`` times for what changed, and then all the rest is sent whatever the window.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
-from secgroups.controller.chunks import CHUNK_BYTES_MAX, Piece, cut, in_order
+from secgroups.controller.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, Piece, key_of, parts_of
 from secgroups.controller.digest import HeldVersions
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.questions import Questions
+from secgroups.controller.resume import Marks, Since, Source, in_order, opening
 from secgroups.controller.stream_messages import (
     Ack,
     AddressSetPatch,
@@ -29,56 +35,38 @@ from secgroups.controller.stream_messages import (
     Rejected,
     SyncMode,
     SyncPoint,
-    Update,
     Welcome,
 )
+from secgroups.controller.window import Window
 
-if TYPE_CHECKING:
-    from secgroups.controller.interest import Interest
-    from secgroups.controller.set_history import SetHistory
-    from secgroups.controller.state import State
-    from secgroups.controller.stream_objects import StreamObjects
-
-MESSAGES_MAX = 16
-BYTES_MAX = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where channels take from what they send."""
-
-    state: State
-    store_epoch: str
-    interest: Interest
-    objects: StreamObjects
-    history: SetHistory
-
-
-@dataclass(frozen=True, slots=True)
-class Since:
-    """When an object became different from what the agent has."""
-
-    revision: int
-    commit_us: int
+# How often the window may open for what changed while a step was sent.
+CATCH_UP_MAX = 8
 
 
 @dataclass(slots=True, kw_only=True)
 class _Step:
-    """What was sent to be applied whole. ``nonce`` is that of its last message, ``keys`` are the objects that it is about."""
+    """What is sent to be applied whole. ``keys`` are the objects that it is about.
 
-    nonce: int
-    messages: int
-    size_bytes: int
-    since_revision: int
-    revision: int
-    sent_us: int
+    ``nonce`` is that of the message that ends it, 0 while it goes on, ``begun_nonce`` that of the last one before it.
+    ``since_revision`` is the oldest change in it, None if it only verifies. ``keys_left`` counts the objects that it began with and
+    that had no turn yet, ``catch_ups`` how often it went on after that.
+    """
+
+    begun_nonce: int
+    since_revision: int | None
+    oldest_commit_us: int = 0
+    keys_left: int = 0
+    catch_ups: int = 0
+    begins_stream: bool = False
+    nonce: int = 0
     keys: set[ObjectKey] = field(default_factory=set)
 
 
 class AgentChannel:
     """The sending side of one stream, without the stream: messages come out, acknowledgements go in. One at a time; never blocks.
 
-    ``wake`` is called whenever ``next_messages`` may have something to say.
+    ``wake`` is called whenever ``next_messages`` may have something to say. What was to be in force by ``in_force_revision`` is, as
+    far as the agent says; as far as is known here that is true of what was before ``unknown_since``.
     """
 
     def __init__(
@@ -89,23 +77,30 @@ class AgentChannel:
         wake: Callable[[], None],
         progressed: Callable[[AgentChannel, int], None],
         in_force_revision: int = 0,
+        unknown_since: int = 1,
         rejected: Mapping[ObjectKey, Rejected] | None = None,
     ) -> None:
         self.hello = hello
         self.rejected = dict(rejected or {})
         self.applied_revision = in_force_revision
+        self.mode = SyncMode.SNAPSHOT
+        self.mode_reason = ""  # Why it is no better one.
         self._source = source
         self._wake = wake
         self._progressed = progressed
-        self._messages_max = min(hello.window_messages or MESSAGES_MAX, MESSAGES_MAX)
-        self._bytes_max = min(hello.window_bytes or BYTES_MAX, BYTES_MAX)
+        self._unknown_since = unknown_since
+        self._window = Window(hello.window_messages, hello.window_bytes)
         self._held = HeldVersions()
-        self._dirty: dict[ObjectKey, Since] = {}
+        self._dirty: Marks = OrderedDict()
         self._dirty_since = 0  # The oldest of them.
+        self._rest: deque[Piece] = deque()  # What is left of an object that is larger than a message.
+        self._open: _Step | None = None
         self._in_flight: deque[_Step] = deque()
         self._nonce = 0
+        self._progress_us = 0  # When something was last received.
+        self._sent_us = 0  # When something was sent while nothing else was under way.
         self._welcomed = False
-        self._snapshot_since = in_force_revision + 1
+        self._begun = False  # Whether the first step is in force.
         self._verified_nonce = 0
         self._ending: GoAway | None = None
         self.ended = False
@@ -119,27 +114,30 @@ class AgentChannel:
     def pending_since(self) -> int | None:
         """The oldest revision that touched this agent and is not in force on it; None if it is up to date."""
         if not self._welcomed:
-            return self._snapshot_since
-        under_way = [step.since_revision for step in self._in_flight]
+            return self._unknown_since
+        under_way = [step.since_revision for step in self._steps if step.since_revision is not None]
         return min([*under_way, self._dirty_since] if self._dirty else under_way, default=None)
 
     @property
     def oldest_unacknowledged_us(self) -> int | None:
-        """When the oldest step that was not acknowledged was sent, by the clock of ``next_messages``."""
-        return self._in_flight[0].sent_us if self._in_flight else None
+        """Since when nothing of what was sent was received or applied, by the clock of ``next_messages``; None if nothing waits."""
+        if self._window.is_empty and not self._in_flight:
+            return None
+        return max(self._sent_us, self._progress_us)
 
     @property
     def backlog(self) -> int:
         """How many objects are marked or under way: the memory that a slow agent costs."""
-        return len(self._dirty) + sum(len(step.keys) for step in self._in_flight)
+        return len(self._dirty) + sum(len(step.keys) for step in self._steps)
 
     def will_hold(self, key: ObjectKey) -> bool:
         """Whether the agent holds an object, or will when what is under way arrives."""
-        return key in (self._held if self._welcomed else self.hello.held)
+        # Until the first step is in force it has what it came with.
+        return key in self._held or (not self._begun and key in self.hello.held)
 
     def is_pending(self, key: ObjectKey) -> bool:
         """Whether the agent has not yet acknowledged the newest of an object."""
-        return key in self._dirty or any(key in step.keys for step in self._in_flight)
+        return key in self._dirty or any(key in step.keys for step in self._steps)
 
     def mark(self, key: ObjectKey, since: Since) -> None:
         """Note that an object may differ from what the agent was sent."""
@@ -166,7 +164,7 @@ class AgentChannel:
         """Whether ``next_messages`` has something to say now."""
         if self._ending is not None or not self._welcomed:
             return True
-        return self.questions.has_unsent or bool(self._dirty and self._window_is_open)
+        return self._can_go_on or (self.questions.has_unsent and self._open is None)
 
     def next_messages(self, now_us: int, clock_us: int | None = None) -> list[Outbound]:
         """Return what is to be sent now, in order; empty if there is nothing or the window is full.
@@ -178,87 +176,175 @@ class AgentChannel:
         if self._ending is not None:
             self.ended = True
             return [self._ending]
-        if not self._welcomed:
-            return self._opening(clock_us)
-        messages = self._step(now_us, clock_us) if self._dirty and self._window_is_open else []
-        # After the updates: an agent counts on top of what it was sent.
-        return messages + self._asked()
+        messages: list[Outbound] = [] if self._welcomed else [self._welcome()]
+        while self._can_go_on:
+            messages += self._go_on(now_us, clock_us)
+        # After the updates, and not within a step: an agent counts on top of what it was sent and has applied.
+        return messages if self._open is not None else messages + self._asked()
 
     def heartbeat(self, clock_us: int) -> list[Outbound]:
         """Return what is said each heartbeat: that nothing is new, and after updates what the agent must hold by now."""
-        if not self._welcomed or self._dirty or self._in_flight or self._ending is not None:
+        busy = self._dirty or self._open is not None or self._in_flight
+        if not self._welcomed or busy or self._ending is not None:
             return []
-        revision = self._source.state.revision
         if self._verified_nonce == self._nonce:
-            return [Bookmark(revision=revision)]
-        point = self._sync_point(revision, snapshot_end=False)
-        self._in_flight.append(
-            _Step(nonce=point.nonce, messages=1, size_bytes=0, since_revision=revision, revision=revision, sent_us=clock_us)
-        )
-        return [point]
+            return [Bookmark(revision=self._source.state.revision)]
+        step = _Step(begun_nonce=self._nonce, since_revision=None)
+        return [self._sync_point(step, clock_us)]
 
-    def acknowledge(self, ack: Ack, now_us: int) -> None:
-        """Take note of what the agent has in force. InvalidError if it speaks of what it was not sent."""
-        if ack.applied_revision > self._source.state.revision:
+    def acknowledge(self, ack: Ack, now_us: int, clock_us: int | None = None) -> None:
+        """Take note of what the agent has received and has in force. InvalidError if it speaks of what it was not sent.
+
+        The clocks are those of ``next_messages``.
+        """
+        self._check(ack)
+        if self._window.received(max(ack.nonce, ack.received_nonce)) or ack.nonce:
+            self._progress_us = now_us if clock_us is None else clock_us
+        if _speaks_of_what_is_in_force(ack):
+            self._take_in_force(ack)
+            self._progressed(self, now_us)
+        if self.has_news:
+            self._wake()
+
+    def _check(self, ack: Ack) -> None:
+        if _speaks_of_what_is_in_force(ack) and ack.applied_revision > self._source.state.revision:
             raise InvalidError("ack.applied_revision", f"is {ack.applied_revision}, beyond the controller's revision")
         if ack.nonce and all(step.nonce != ack.nonce for step in self._in_flight):
             raise InvalidError("ack.nonce", f"is {ack.nonce}, which ends nothing that waits for an acknowledgement")
+        if ack.received_nonce > self._nonce:
+            raise InvalidError("ack.received_nonce", f"is {ack.received_nonce}, the last that was sent is {self._nonce}")
         for number, rejected in enumerate(ack.rejected):
             self._check_rejected(rejected, f"ack.rejected[{number}]")
-        self.applied_revision = ack.applied_revision
-        while self._in_flight and self._in_flight[0].nonce <= ack.nonce:
-            for key in self._in_flight.popleft().keys:
-                self.rejected.pop(key, None)
-        self.rejected |= {rejected.key: rejected for rejected in ack.rejected}
-        self.rejected = {key: rejected for key, rejected in self.rejected.items() if key in self._held}
-        self._progressed(self, now_us)
-        if self._dirty:
-            self._wake()
 
     def _check_rejected(self, rejected: Rejected, field: str) -> None:
         if rejected.code == 0:
             raise InvalidError(f"{field}.code", "is OK, which rejects nothing")
-        if rejected.key not in self._held and all(rejected.key not in step.keys for step in self._in_flight):
+        if rejected.key not in self._held and all(rejected.key not in step.keys for step in self._steps):
             raise InvalidError(f"{field}.object", f"{rejected.key[0].word} {rejected.key[1]} was not sent on this stream")
 
+    def _take_in_force(self, ack: Ack) -> None:
+        self.applied_revision = ack.applied_revision
+        rejected = self.rejected
+        while self._in_flight and self._in_flight[0].nonce <= ack.nonce:
+            step = self._in_flight.popleft()
+            if step.begins_stream:
+                # The agent names all that it rejects, whatever it was heard to reject before.
+                self._begun, rejected = True, {}
+                self.hello = replace(self.hello, held={})
+            rejected = {key: value for key, value in rejected.items() if key not in step.keys}
+        rejected = rejected | {each.key: each for each in ack.rejected}
+        self.rejected = {key: value for key, value in rejected.items() if key in self._held}
+
+    # Steps.
+
     @property
-    def _window_is_open(self) -> bool:
-        return (
-            sum(step.messages for step in self._in_flight) < self._messages_max
-            and sum(step.size_bytes for step in self._in_flight) < self._bytes_max
+    def _steps(self) -> list[_Step]:
+        return [*self._in_flight] if self._open is None else [*self._in_flight, self._open]
+
+    @property
+    def _can_go_on(self) -> bool:
+        """Whether there is something to send, and room for it."""
+        if self._open is None:
+            # Steps that nobody applies must not add up, whatever was received of them.
+            return bool(self._dirty) and self._window.is_open and len(self._in_flight) < self._window.messages_max
+        return self._window.is_open or self._open.catch_ups > CATCH_UP_MAX
+
+    def _welcome(self) -> Welcome:
+        """Begin the first step, which ends with a sync point whatever the mode."""
+        source = self._source
+        begin = opening(self.hello, source)
+        self.mode, self.mode_reason = begin.mode, begin.reason
+        self._held, self._dirty = begin.held, begin.marked
+        self._dirty_since = min([self._unknown_since, *(since.revision for since in self._dirty.values())])
+        self._open = self._begin_step()
+        self._open.begins_stream = True
+        # Until it is acknowledged, what the agent rejects is not known.
+        self._open.since_revision = self._dirty_since
+        self._welcomed = True
+        return Welcome(
+            store_epoch=source.lineage.store_epoch,
+            timeline_id=source.lineage.timeline_id,
+            revision=source.state.revision,
+            mode=begin.mode,
         )
 
-    def _opening(self, clock_us: int) -> list[Outbound]:
-        """Welcome and a snapshot."""
-        self._welcomed = True
-        self._dirty.clear()
-        source = self._source
-        revision = source.state.revision
-        pieces = [piece for key in source.interest.span(self.agent_id) for piece in self._to_send(key)]
-        step = self._begin_step(self._snapshot_since, clock_us)
-        updates = self._updates(step, pieces, oldest_commit_us=0, last_has_more=True)
-        point = self._sync_point(revision, snapshot_end=True)
-        step.nonce = point.nonce
-        step.messages += 1
-        welcome = Welcome(store_epoch=source.store_epoch, revision=revision, mode=SyncMode.SNAPSHOT)
-        return [welcome, *updates, point]
+    def _begin_step(self) -> _Step:
+        self._dirty = in_order(self._dirty, self.agent_id, self._source.interest)
+        return _Step(
+            begun_nonce=self._nonce,
+            since_revision=self._dirty_since,
+            oldest_commit_us=min((since.commit_us for since in self._dirty.values()), default=0),
+            keys_left=len(self._dirty),
+        )
 
-    def _step(self, now_us: int, clock_us: int) -> list[Outbound]:
-        """Everything that is marked, as one step."""
-        oldest_commit_us = min(since.commit_us for since in self._dirty.values())
-        keys, self._dirty = list(self._dirty), {}
-        pieces = [piece for key in keys for piece in self._to_send(key)]
-        if not pieces:
+    def _go_on(self, now_us: int, clock_us: int) -> list[Outbound]:
+        """The next message of a step, and all that ends it if nothing is marked then."""
+        step = self._open = self._open or self._begin_step()
+        if not step.keys_left and not self._rest:
+            step.catch_ups += 1
+        chunk = self._next_chunk(step)
+        is_last = not self._dirty and not self._rest
+        messages: list[Outbound] = []
+        if chunk.size_bytes or (is_last and not step.begins_stream and self._nonce > step.begun_nonce):
+            self._send(chunk.size_bytes, clock_us)
+            more = not is_last or step.begins_stream
+            messages.append(chunk.update(self._nonce, self._source.state.revision, step.oldest_commit_us, more=more))
+        if not is_last:
+            return messages
+        self._open = None
+        if step.begins_stream:
+            # It takes no room of its own: were it to wait for the next opening of the window, so would what changed until then.
+            messages.append(self._sync_point(step, clock_us))
+        elif messages:
+            self._end_step(step)
+        else:
+            # What was marked came and went.
             self._progressed(self, now_us)
-            return []
-        step = self._begin_step(self._dirty_since, clock_us)
-        return list(self._updates(step, pieces, oldest_commit_us=oldest_commit_us, last_has_more=False))
+        return messages
 
-    def _begin_step(self, since_revision: int, clock_us: int) -> _Step:
-        revision = self._source.state.revision
-        step = _Step(nonce=0, messages=0, size_bytes=0, since_revision=since_revision, revision=revision, sent_us=clock_us)
+    def _end_step(self, step: _Step) -> None:
+        step.nonce = self._nonce
         self._in_flight.append(step)
-        return step
+
+    def _next_chunk(self, step: _Step) -> Chunk:
+        bytes_max = min(CHUNK_BYTES_MAX, max(CHUNK_BYTES_MIN, self._window.bytes_max))
+        chunk = Chunk()
+        while self._rest or self._dirty:
+            if not self._rest:
+                self._take_object(step, bytes_max)
+                continue
+            if not chunk.has_room(self._rest[0], bytes_max):
+                break
+            piece = self._rest.popleft()
+            step.keys.add(key_of(piece))
+            chunk.add(piece)
+        return chunk
+
+    def _take_object(self, step: _Step, bytes_max: int) -> None:
+        """Turn the object that was marked first into what is to be sent of it, which may be nothing."""
+        key, since = self._dirty.popitem(last=False)
+        step.keys_left = max(0, step.keys_left - 1)
+        if step.since_revision is not None:
+            step.since_revision = min(step.since_revision, since.revision)
+        for piece in self._to_send(key):
+            self._rest.extend(parts_of(piece, bytes_max))
+
+    def _sync_point(self, step: _Step, clock_us: int) -> SyncPoint:
+        self._send(0, clock_us)
+        self._verified_nonce = self._nonce
+        self._end_step(step)
+        return SyncPoint(
+            nonce=self._nonce,
+            revision=self._source.state.revision,
+            state_digest=self._held.digest,
+            snapshot_end=step.begins_stream and self.mode is SyncMode.SNAPSHOT,
+        )
+
+    def _send(self, size_bytes: int, clock_us: int) -> None:
+        if self._window.is_empty and not self._in_flight:
+            self._sent_us = clock_us
+        self._nonce += 1
+        self._window.sent(self._nonce, size_bytes)
 
     def _asked(self) -> list[Outbound]:
         """The questions that were not sent yet, made for what this agent holds."""
@@ -282,43 +368,21 @@ class AgentChannel:
             yield key
             return
         self._held.put(key, version)
-        made = source.objects.get(key, version)
         patch = self._find_patch(key, held, version)
+        if patch is not None and patch.size_bytes <= source.objects.set_bytes_min(key[1]):
+            # The set itself, which may have ten thousand members, need not be made.
+            yield patch
+            return
+        made = source.objects.get(key, version)
         yield patch if patch is not None and patch.size_bytes < made.size_bytes else made
 
     def _find_patch(self, key: ObjectKey, held: int | None, version: int) -> AddressSetPatch | None:
-        # What was rejected is not what the agent has: it gets the next version whole. The same goes for what is under way.
+        # What was rejected is not what the agent has: it gets the next version whole.
         if key[0] is not Kind.SET or held is None or key in self.rejected:
             return None
         return self._source.history.find_patch(key[1], held, version)
 
-    def _updates(self, step: _Step, pieces: list[Piece], *, oldest_commit_us: int, last_has_more: bool) -> list[Update]:
-        step.keys |= {piece if isinstance(piece, tuple) else piece.key for piece in pieces}
-        chunks = cut(in_order(pieces), CHUNK_BYTES_MAX)
-        updates = []
-        for number, chunk in enumerate(chunks, start=1):
-            self._nonce += 1
-            updates.append(
-                Update(
-                    nonce=self._nonce,
-                    revision=step.revision,
-                    more=last_has_more or number < len(chunks),
-                    sets=tuple(chunk.sets),
-                    set_patches=tuple(chunk.set_patches),
-                    groups=tuple(chunk.groups),
-                    servers=tuple(chunk.servers),
-                    removed_servers=tuple(chunk.removed_servers),
-                    removed_groups=tuple(chunk.removed_groups),
-                    removed_sets=tuple(chunk.removed_sets),
-                    oldest_commit_us=oldest_commit_us,
-                )
-            )
-            step.messages += 1
-            step.size_bytes += chunk.size_bytes
-        step.nonce = self._nonce
-        return updates
 
-    def _sync_point(self, revision: int, *, snapshot_end: bool) -> SyncPoint:
-        self._nonce += 1
-        self._verified_nonce = self._nonce
-        return SyncPoint(nonce=self._nonce, revision=revision, state_digest=self._held.digest, snapshot_end=snapshot_end)
+def _speaks_of_what_is_in_force(ack: Ack) -> bool:
+    """Whether it is more than a receipt."""
+    return bool(ack.nonce) or not ack.received_nonce

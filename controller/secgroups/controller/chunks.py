@@ -1,13 +1,15 @@
-"""Cuts one step of the stream into messages of a bounded size."""
+"""Fills the messages of a step up to a bounded size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from secgroups.controller.stream_messages import AddressSet, AddressSetPatch, GroupRules, Kind, ObjectKey, ServerBinding
+from secgroups.controller.stream_messages import AddressSet, AddressSetPatch, GroupRules, Kind, ObjectKey, ServerBinding, Update
 
 CHUNK_BYTES_MAX = 1 << 20
+# A smaller window is filled by one such message: sets are not cut into shreds.
+CHUNK_BYTES_MIN = 4 << 10
 
 _REMOVAL_BYTES = 600  # A key of two names of 128 characters, four bytes each at most, is shorter than twice that.
 
@@ -25,9 +27,13 @@ class Chunk:
     removed_sets: list[str] = field(default_factory=list)
     size_bytes: int = 0
 
+    def has_room(self, piece: Piece, bytes_max: int) -> bool:
+        """Whether one more piece fits; the first one always does."""
+        return not self.size_bytes or self.size_bytes + size_bytes(piece) <= bytes_max
+
     def add(self, piece: Piece) -> None:
         """Put one more piece in."""
-        self.size_bytes += _size_bytes(piece)
+        self.size_bytes += size_bytes(piece)
         match piece:
             case AddressSet():
                 self.sets.append(piece)
@@ -44,56 +50,47 @@ class Chunk:
             case (_, name):
                 self.removed_sets.append(name)
 
+    def update(self, nonce: int, revision: int, oldest_commit_us: int, *, more: bool) -> Update:
+        """Return the message."""
+        return Update(
+            nonce=nonce,
+            revision=revision,
+            more=more,
+            sets=tuple(self.sets),
+            set_patches=tuple(self.set_patches),
+            groups=tuple(self.groups),
+            servers=tuple(self.servers),
+            removed_servers=tuple(self.removed_servers),
+            removed_groups=tuple(self.removed_groups),
+            removed_sets=tuple(self.removed_sets),
+            oldest_commit_us=oldest_commit_us,
+        )
+
 
 # A key stands for the removal of its object.
 Piece = AddressSet | AddressSetPatch | GroupRules | ServerBinding | ObjectKey
 
 
-def in_order(pieces: Iterable[Piece]) -> list[Piece]:
-    """Return sets before groups before servers, then removals the other way round: nothing refers to what is not there."""
-    return sorted(pieces, key=_rank)
+def key_of(piece: Piece) -> ObjectKey:
+    """Return the object that a piece is about."""
+    return piece if isinstance(piece, tuple) else piece.key
 
 
-def cut(pieces: Iterable[Piece], chunk_bytes_max: int = CHUNK_BYTES_MAX) -> list[Chunk]:
-    """Return the pieces, in their order, in as few chunks as the size allows. A single large group or server is not cut."""
-    chunks: list[Chunk] = []
-    for piece in _small(pieces, chunk_bytes_max):
-        if not chunks or chunks[-1].size_bytes + _size_bytes(piece) > chunk_bytes_max:
-            chunks.append(Chunk())
-        chunks[-1].add(piece)
-    return chunks
-
-
-def _rank(piece: Piece) -> int:
-    match piece:
-        case AddressSet() | AddressSetPatch():
-            return 0
-        case GroupRules():
-            return 1
-        case ServerBinding():
-            return 2
-        case (Kind.SERVER, _):
-            return 3
-        case (Kind.GROUP, _):
-            return 4
-    return 5
-
-
-def _size_bytes(piece: Piece) -> int:
+def size_bytes(piece: Piece) -> int:
+    """Return about what a piece takes in a message, rather too much than too little."""
     return _REMOVAL_BYTES if isinstance(piece, tuple) else piece.size_bytes
 
 
-def _small(pieces: Iterable[Piece], bytes_max: int) -> Iterator[Piece]:
-    """Yield each piece, a set that is too large as a first part and patches that fill it up to the same version."""
-    for piece in pieces:
-        if not isinstance(piece, AddressSet) or piece.size_bytes <= bytes_max:
-            yield piece
-            continue
-        room = max(16, (bytes_max // 2) & ~15)  # Whole addresses of either family.
-        parts4 = [piece.ipv4[start : start + room] for start in range(0, len(piece.ipv4), room)]
-        parts6 = [piece.ipv6[start : start + room] for start in range(0, len(piece.ipv6), room)]
-        yield AddressSet(group_id=piece.group_id, version=piece.version, ipv4=b"", ipv6=b"")
-        for part in parts4:
-            yield AddressSetPatch(group_id=piece.group_id, base_version=piece.version, version=piece.version, added_ipv4=part)
-        for part in parts6:
-            yield AddressSetPatch(group_id=piece.group_id, base_version=piece.version, version=piece.version, added_ipv6=part)
+def parts_of(piece: Piece, bytes_max: int) -> Iterator[Piece]:
+    """Yield a set that is too large as an empty one and patches that fill it up to the same version, all else as it is."""
+    if not isinstance(piece, AddressSet) or piece.size_bytes <= bytes_max:
+        yield piece
+        return
+    room = max(16, (bytes_max // 2) & ~15)  # Whole addresses of either family.
+    yield AddressSet(group_id=piece.group_id, version=piece.version, ipv4=b"", ipv6=b"")
+    for start in range(0, len(piece.ipv4), room):
+        part = piece.ipv4[start : start + room]
+        yield AddressSetPatch(group_id=piece.group_id, base_version=piece.version, version=piece.version, added_ipv4=part)
+    for start in range(0, len(piece.ipv6), room):
+        part = piece.ipv6[start : start + room]
+        yield AddressSetPatch(group_id=piece.group_id, base_version=piece.version, version=piece.version, added_ipv6=part)

@@ -81,10 +81,11 @@ class Core:
         self.controller_id = str(uuid.uuid4())
         try:
             self.state = State(store.load())
+            store.begin_timeline()
         except StoreFileError:
             store.close()
             raise
-        self.publisher = Publisher(self.state, self.store_epoch)
+        self.publisher = Publisher(self.state, store)
         self._listeners: list[Listener] = [self.publisher.changed]
         self._waiting = 0
         self._closed = False

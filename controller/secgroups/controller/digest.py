@@ -5,7 +5,7 @@ The sum modulo 2^128 of the first 16 bytes, taken big-endian, of SHA-256 of ``ki
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
 from secgroups.controller.stream_messages import ObjectKey
@@ -17,9 +17,9 @@ _MODULUS = 1 << 8 * DIGEST_BYTES
 class HeldVersions:
     """Objects with their versions and, at every moment, the digest of them all."""
 
-    def __init__(self) -> None:
-        self._versions: dict[ObjectKey, int] = {}
-        self._sum = 0
+    def __init__(self, versions: Mapping[ObjectKey, int] | None = None) -> None:
+        self._versions = dict(versions or {})
+        self._sum = sum(_term(key, version) for key, version in self._versions.items())
 
     def __len__(self) -> int:
         return len(self._versions)

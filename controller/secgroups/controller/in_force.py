@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from secgroups.controller.stream_messages import ObjectKey
@@ -63,6 +63,13 @@ class RevisionLog:
     def find(self, revision: int) -> Touched | None:
         """Return what a known revision touched, None if that was nothing."""
         return self._touched.get(revision)
+
+    def since(self, revision: int) -> Iterator[Touched]:
+        """Yield what the known revisions after one touched, the newest first."""
+        for later in reversed(self._touched):
+            if later <= revision:
+                return
+            yield self._touched[later]
 
     def waiting(self, agent_id: str) -> int:
         """Return how many known revisions are not in force on an agent."""

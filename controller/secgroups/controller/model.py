@@ -280,13 +280,18 @@ class Group:
         return self.name == DEFAULT_GROUP
 
 
+# Of a server that was moved more often than this before it arrived anywhere, an agent from before the latest moves may be told to
+# drop it too early, and that only if the controller was restarted meanwhile.
+PREVIOUS_AGENTS_MAX = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """A server. ``group_ids`` ascend; ``addresses`` keep the order in which they were given.
 
     ``revision`` is that of its last change (its etag), ``binding_revision`` that of the last change of addresses or groups (the
-    version of ServerBinding). ``previous_agent_id`` is the agent that guarded it before ``moved_revision``; it lets go once the new
-    one has the server in force.
+    version of ServerBinding). ``previous_agent_ids`` are those that guarded it before ``moved_revision``, the latest first, at
+    most ``PREVIOUS_AGENTS_MAX``: some of them may hold it still and let go once the present one has it in force.
     """
 
     project: str
@@ -299,7 +304,7 @@ class Server:
     updated_us: int
     revision: int
     binding_revision: int
-    previous_agent_id: str = ""
+    previous_agent_ids: tuple[str, ...] = ()
     moved_revision: int = 0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ A server that moves on before it arrived has several old agents. What an agent d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -24,7 +24,9 @@ class Moves:
 
     def __init__(self) -> None:
         self._moves: dict[str, Move] = {}
+        # The servers that wait for an agent, and those that an old one holds.
         self._to: dict[str, set[str]] = {}
+        self._held_by: dict[str, set[str]] = {}
 
     def begin(self, server: str, from_agent_ids: Iterable[str], to_agent_id: str, revision: int) -> None:
         """Note that a server moved; those who held it before an earlier move was complete keep it until this one is."""
@@ -33,22 +35,24 @@ class Moves:
         if old:
             self._moves[server] = Move(server=server, to_agent_id=to_agent_id, revision=revision, old_agent_ids=old)
             self._to.setdefault(to_agent_id, set()).add(server)
+            for agent_id in old:
+                self._held_by.setdefault(agent_id, set()).add(server)
 
     def end(self, server: str) -> Move | None:
         """Forget a move, for whatever reason; return what it was."""
         move = self._moves.pop(server, None)
         if move is not None:
-            servers = self._to[move.to_agent_id]
-            servers.discard(server)
-            if not servers:
-                del self._to[move.to_agent_id]
+            _take_out(self._to, move.to_agent_id, server)
+            for agent_id in move.old_agent_ids:
+                _take_out(self._held_by, agent_id, server)
         return move
 
     def drop_holder(self, server: str, agent_id: str) -> None:
         """Note that an old agent does not hold the server any more."""
         move = self._moves.get(server)
-        if move is not None:
+        if move is not None and agent_id in move.old_agent_ids:
             move.old_agent_ids.discard(agent_id)
+            _take_out(self._held_by, agent_id, server)
             if not move.old_agent_ids:
                 self.end(server)
 
@@ -65,6 +69,13 @@ class Moves:
         """Return the moves that wait for an agent."""
         return [self._moves[server] for server in sorted(self._to.get(agent_id, ()))]
 
-    def held_by(self, agent_id: str) -> Iterator[Move]:
-        """Yield the moves in which an agent is an old one. Looks at every move."""
-        return (move for move in list(self._moves.values()) if agent_id in move.old_agent_ids)
+    def held_by(self, agent_id: str) -> list[Move]:
+        """Return the moves in which an agent is an old one."""
+        return [self._moves[server] for server in sorted(self._held_by.get(agent_id, ()))]
+
+
+def _take_out(index: dict[str, set[str]], agent_id: str, server: str) -> None:
+    servers = index[agent_id]
+    servers.discard(server)
+    if not servers:
+        del index[agent_id]

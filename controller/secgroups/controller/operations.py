@@ -23,6 +23,7 @@ from secgroups.controller.model import (
     ANY_IPV4,
     ANY_IPV6,
     DEFAULT_GROUP,
+    PREVIOUS_AGENTS_MAX,
     Address,
     Direction,
     Group,
@@ -324,10 +325,21 @@ def update_server(
     if group_ids is not None:
         after = replace(after, group_ids=_checked_groups(tx, project, server_id, group_ids))
     if agent_id is not None and agent_id != server.agent_id:
-        # Without a new agent there is none to wait for: the old one lets go at once.
-        previous = server.agent_id if agent_id else ""
-        after = replace(after, agent_id=agent_id, previous_agent_id=previous, moved_revision=tx.revision)
+        after = replace(after, agent_id=agent_id, previous_agent_ids=_holders(server, agent_id), moved_revision=tx.revision)
     return _put_server(tx, server, after)
+
+
+def _holders(server: Server, agent_id: str) -> tuple[str, ...]:
+    """Return the agents that may hold a server until ``agent_id`` has it in force.
+
+    Whether an earlier move is complete is not stored, so all that guarded it count; an agent that comes back without the server
+    is not given it again.
+    """
+    if not agent_id:
+        # Without a new agent there is none to wait for: the old ones let go at once.
+        return ()
+    held = dict.fromkeys((server.agent_id, *server.previous_agent_ids))
+    return tuple(name for name in held if name not in ("", agent_id))[:PREVIOUS_AGENTS_MAX]
 
 
 def _put_server(tx: Transaction, before: Server, after: Server) -> Server:

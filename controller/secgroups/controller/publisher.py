@@ -10,14 +10,16 @@ the move without rejecting the server or one of its groups; see ``moves``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 from secgroups.controller.agent_record import AgentRecord, AgentStatus, Standing
-from secgroups.controller.channel import AgentChannel, Since, Source
+from secgroups.controller.channel import AgentChannel
 from secgroups.controller.interest import Interest, Marks
 from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
 from secgroups.controller.moves import Move, Moves
+from secgroups.controller.resume import Since, Source, is_on_history
 from secgroups.controller.roster import Roster
 from secgroups.controller.set_history import SetHistory
 from secgroups.controller.stream_messages import Hello, Kind, ObjectKey, Report
@@ -26,6 +28,7 @@ from secgroups.controller.stream_objects import StreamObjects
 if TYPE_CHECKING:
     from secgroups.controller.model import Change
     from secgroups.controller.state import State
+    from secgroups.controller.store.interface import Lineage
 
 # What an agent that lost its id to a later start is told to wait.
 SUPERSEDED_RECONNECT_S = 30.0
@@ -34,9 +37,8 @@ SUPERSEDED_RECONNECT_S = 30.0
 class Publisher:
     """The streams of all agents and what is known of each."""
 
-    def __init__(self, state: State, store_epoch: str = "") -> None:
-        """Start from ``state`` as it is. Takes time in proportion to it, once."""
-        self.store_epoch = store_epoch
+    def __init__(self, state: State, lineage: Lineage) -> None:
+        """Start from ``state`` as it is, loaded from the store whose past is ``lineage``. Takes time in proportion to it, once."""
         self._state = state
         self._interest = Interest()
         self._objects = StreamObjects(state)
@@ -45,10 +47,11 @@ class Publisher:
         self._roster = Roster(state, self._moves)
         self._source = Source(
             state=state,
-            store_epoch=store_epoch,
+            lineage=lineage,
             interest=self._interest,
             objects=self._objects,
             history=self._history,
+            log=self._roster.log,
         )
         self._load()
 
@@ -61,8 +64,8 @@ class Publisher:
                     if rule.spec.remote_group_id is not None:
                         self._interest.name_remote(group.id, rule.spec.remote_group_id)
             for server in self._state.servers(project):
-                if server.agent_id and server.previous_agent_id:
-                    self._moves.begin(server.key, [server.previous_agent_id], server.agent_id, server.moved_revision)
+                if server.agent_id and server.previous_agent_ids:
+                    self._moves.begin(server.key, server.previous_agent_ids, server.agent_id, server.moved_revision)
                 self._place(server)
 
     # Changes.
@@ -221,8 +224,7 @@ class Publisher:
     def connect(self, hello: Hello, wake: Callable[[], None], now_us: int) -> AgentChannel:
         """Open the stream of an agent. Of two that claim one id the later start wins; the other's channel ends with a GoAway."""
         known = self._roster.find(hello.agent_id)
-        trusted = hello.store_epoch == self.store_epoch and hello.applied_revision <= self._state.revision
-        in_force = hello.applied_revision if trusted else 0
+        in_force = hello.applied_revision if is_on_history(hello, self._source) else 0
         if known is not None and known.pending_since is not None:
             in_force = min(in_force, known.pending_since - 1)
         channel = AgentChannel(
@@ -231,6 +233,8 @@ class Publisher:
             wake=wake,
             progressed=self._progressed,
             in_force_revision=in_force,
+            # Of an agent that was not seen before it is not known what it rejects.
+            unknown_since=1 if known is None else in_force + 1,
             rejected=known.rejected if known else None,
         )
         if known is not None and known.channel is not None:
@@ -239,7 +243,9 @@ class Publisher:
                 return channel
             known.channel.end(f"{_told(hello)} has taken over", SUPERSEDED_RECONNECT_S)
         self._drop_what_is_not_held(hello)
-        record = AgentRecord(hello=hello, channel=channel, applied_revision=in_force, last_heard_us=now_us, connected_us=now_us)
+        # What it holds, which may be thousands of objects, is kept up by the channel.
+        told = replace(hello, held={})
+        record = AgentRecord(hello=told, channel=channel, applied_revision=in_force, last_heard_us=now_us, connected_us=now_us)
         if known is not None:
             record.rejected, record.report = known.rejected, known.report
         self._roster.put(record)

@@ -1,23 +1,33 @@
-"""The last few changes of each address set, so that an agent which is a little behind is sent a patch and not the whole set.
+"""The latest changes of each address set, so that an agent which is a little behind is sent a patch and not the whole set.
 
-Bounded: a set keeps its latest changes only, and no more addresses than a patch may have. What is forgotten costs a whole set.
+Bounded: a set keeps no more changes, and no more addresses, than a patch may have, and all sets together keep the latest changes
+only. What is forgotten costs a whole set.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import struct
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 
 from secgroups.controller.model import Address
 from secgroups.controller.stream_messages import AddressSetPatch
 
-CHANGES_PER_SET_MAX = 64
+# A patch is worth it while it is much smaller than a set of ten thousand. Reached by bursts, or by agents that were away.
+CHANGES_PER_SET_MAX = 1_024
 ADDRESSES_PER_SET_MAX = 2_048
+# Of all sets together; a change of one address takes about 700 bytes.
+CHANGES_MAX = 65_536
+# Agents that follow each other closely need the same few patches, each made once.
+PATCHES_READY_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Step:
+    """How a set came from one version to the next."""
+
     base_version: int
     version: int
     added: frozenset[Address]
@@ -27,57 +37,141 @@ class _Step:
     def addresses(self) -> int:
         return len(self.added) + len(self.removed)
 
+    def then(self, later: _Step) -> _Step:
+        """Return this step and a later one as one: an address that came and went, or went and came back, is no change."""
+        return _Step(
+            self.base_version,
+            later.version,
+            (self.added - later.removed) | (later.added - self.removed),
+            (self.removed - later.added) | (later.removed - self.added),
+        )
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is known of one set: the version that it has now, and the steps that led there without a gap."""
+
+    version: int
+    steps: deque[_Step]
+    addresses: int = 0
+
+    def append(self, step: _Step) -> None:
+        self.steps.append(step)
+        self.addresses += step.addresses
+
+    def pop(self) -> _Step:
+        step = self.steps.pop()
+        self.addresses -= step.addresses
+        return step
+
+    def popleft(self) -> None:
+        self.addresses -= self.steps.popleft().addresses
+
 
 class SetHistory:
     """Changes of address sets, by group."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, int] = {}
-        self._steps: dict[str, deque[_Step]] = {}
+        self._sets: dict[str, _Kept] = {}
+        self._order: deque[tuple[str, int]] = deque()  # Group and version of each step kept, and of some that are gone.
+        self._ready: OrderedDict[tuple[str, int, int], AddressSetPatch] = OrderedDict()
 
     def begin(self, group_id: str, version: int) -> None:
         """Start from a set as it is."""
-        self._versions[group_id] = version
+        self._sets[group_id] = _Kept(version, deque())
 
     def note(self, group_id: str, version: int, *, added: Iterable[Address], removed: Iterable[Address]) -> None:
-        """Remember how a set came from the version that was known to ``version``."""
-        step = _Step(self._versions.get(group_id, 0), version, frozenset(added), frozenset(removed))
-        self._versions[group_id] = version
-        steps = self._steps.setdefault(group_id, deque())
-        steps.append(step)
-        held = sum(step.addresses for step in steps)
-        while steps and (len(steps) > CHANGES_PER_SET_MAX or held > ADDRESSES_PER_SET_MAX):
-            held -= steps.popleft().addresses
+        """Remember how a set came from the version that was known to ``version``.
+
+        What is noted of one version several times is one step: nobody ever held what was in between.
+        """
+        kept = self._sets.get(group_id)
+        if kept is None:
+            kept = self._sets[group_id] = _Kept(0, deque())
+        step = _Step(kept.version, version, frozenset(added), frozenset(removed))
+        if version != kept.version:
+            kept.version = version
+            kept.append(step)
+            self._order.append((group_id, version))
+        elif kept.steps:
+            kept.append(kept.pop().then(step))
+        # Else the version is where the known past begins, or its first part is forgotten: no patch can lead there.
+        while kept.steps and (len(kept.steps) > CHANGES_PER_SET_MAX or kept.addresses > ADDRESSES_PER_SET_MAX):
+            kept.popleft()
+        while len(self._order) > CHANGES_MAX:
+            self._forget(*self._order.popleft())
+
+    def _forget(self, group_id: str, version: int) -> None:
+        kept = self._sets.get(group_id)
+        if kept is not None and kept.steps and kept.steps[0].version == version:
+            kept.popleft()
 
     def forget(self, group_id: str) -> None:
         """Drop what is known of a group that is gone."""
-        self._versions.pop(group_id, None)
-        self._steps.pop(group_id, None)
+        self._sets.pop(group_id, None)
 
     def find_patch(self, group_id: str, base_version: int, version: int) -> AddressSetPatch | None:
-        """Return the patch between two versions, None if it is not known any more."""
-        added: set[Address] = set()
-        removed: set[Address] = set()
-        reached = base_version
-        for step in self._steps.get(group_id, ()):
-            if step.base_version != reached:
-                continue
-            # An address that came and went, or went and came back, is no change.
-            added, removed = (added - step.removed) | (step.added - removed), (removed - step.added) | (step.removed - added)
-            reached = step.version
-        if reached != version:
+        """Return the patch from a version to that which the set has now, None if it is not known any more.
+
+        The same patch for all who ask.
+        """
+        kept = self._sets.get(group_id)
+        if kept is None or kept.version != version:
             return None
-        return AddressSetPatch(
-            group_id=group_id,
-            base_version=base_version,
-            version=version,
-            added_ipv4=pack(added, 4),
-            added_ipv6=pack(added, 6),
-            removed_ipv4=pack(removed, 4),
-            removed_ipv6=pack(removed, 6),
-        )
+        key = (group_id, base_version, version)
+        ready = self._ready.get(key)
+        if ready is not None:
+            self._ready.move_to_end(key)
+            return ready
+        step = _step_from(kept.steps, base_version)
+        if step is None:
+            return None
+        made = self._ready[key] = _patch(group_id, step)
+        if len(self._ready) > PATCHES_READY_MAX:
+            self._ready.popitem(last=False)
+        return made
+
+
+def _step_from(steps: deque[_Step], base_version: int) -> _Step | None:
+    """Return all steps since a version as one. Takes time in proportion to them, whatever came before."""
+    wanted: list[_Step] = []
+    for step in reversed(steps):
+        if step.base_version < base_version:
+            return None
+        wanted.append(step)
+        if step.base_version == base_version:
+            break
+    else:
+        return None
+    added: set[Address] = set()
+    removed: set[Address] = set()
+    for step in reversed(wanted):
+        # As ``then`` says, without making all of it anew for each step.
+        back, gone_again = removed & step.added, added & step.removed
+        removed -= back
+        added -= gone_again
+        added |= step.added - back
+        removed |= step.removed - gone_again
+    return _Step(base_version, steps[-1].version, frozenset(added), frozenset(removed))
+
+
+def _patch(group_id: str, step: _Step) -> AddressSetPatch:
+    return AddressSetPatch(
+        group_id=group_id,
+        base_version=step.base_version,
+        version=step.version,
+        added_ipv4=pack(step.added, 4),
+        added_ipv6=pack(step.added, 6),
+        removed_ipv4=pack(step.removed, 4),
+        removed_ipv6=pack(step.removed, 6),
+    )
 
 
 def pack(addresses: Iterable[Address], family: int) -> bytes:
     """Return the addresses of one IP version in network order, ascending, without gaps."""
-    return b"".join(sorted(address.packed for address in addresses if address.version == family))
+    # As numbers: address objects make their bytes, and compare, in Python.
+    if family == 4:
+        numbers = sorted(map(int, [address for address in addresses if isinstance(address, IPv4Address)]))
+        return struct.pack(f">{len(numbers)}I", *numbers)
+    numbers = sorted(map(int, [address for address in addresses if isinstance(address, IPv6Address)]))
+    return b"".join([number.to_bytes(16, "big") for number in numbers])

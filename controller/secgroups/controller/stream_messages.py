@@ -38,7 +38,7 @@ class SyncMode(IntEnum):
 
 
 # Wire size of an object with everything but its lists, and of each entry of these; on the safe side, to cut chunks by.
-_OBJECT_BYTES = 200
+OBJECT_BYTES = 200
 _RULE_BYTES = 200
 _ID_BYTES = 40
 
@@ -59,7 +59,7 @@ class ServerBinding:
 
     @property
     def size_bytes(self) -> int:
-        return _OBJECT_BYTES + 4 * len(self.server) + len(self.ipv4) + len(self.ipv6) + _ID_BYTES * len(self.group_ids)
+        return OBJECT_BYTES + 4 * len(self.server) + len(self.ipv4) + len(self.ipv6) + _ID_BYTES * len(self.group_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class GroupRules:
 
     @property
     def size_bytes(self) -> int:
-        return _OBJECT_BYTES + 4 * len(self.name) + _RULE_BYTES * len(self.rules)
+        return OBJECT_BYTES + 4 * len(self.name) + _RULE_BYTES * len(self.rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class AddressSet:
 
     @property
     def size_bytes(self) -> int:
-        return _OBJECT_BYTES + len(self.ipv4) + len(self.ipv6)
+        return OBJECT_BYTES + len(self.ipv4) + len(self.ipv6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class AddressSetPatch:
 
     @property
     def size_bytes(self) -> int:
-        return _OBJECT_BYTES + len(self.added_ipv4) + len(self.added_ipv6) + len(self.removed_ipv4) + len(self.removed_ipv6)
+        return OBJECT_BYTES + len(self.added_ipv4) + len(self.added_ipv6) + len(self.removed_ipv4) + len(self.removed_ipv6)
 
 
 StreamObject = ServerBinding | GroupRules | AddressSet
@@ -127,13 +127,17 @@ class Welcome:
     """The controller accepts the stream."""
 
     store_epoch: str
+    timeline_id: str
     revision: int
     mode: SyncMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """New state, applied whole with what came before it when ``more`` is false. ``oldest_commit_us`` is 0 in a snapshot."""
+    """New state, applied whole with what came before it when ``more`` is false, or with the sync point that follows.
+
+    ``oldest_commit_us`` is 0 in a snapshot and where it is not known.
+    """
 
     nonce: int
     revision: int
@@ -150,7 +154,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncPoint:
-    """Everything up to a revision has been sent."""
+    """Everything up to a revision has been sent. Ends the step that is under way, if there is one."""
 
     nonce: int
     revision: int
@@ -195,8 +199,10 @@ class Hello:
     version: str = ""
     host: str = ""
     store_epoch: str = ""
+    timeline_id: str = ""
     applied_revision: int = 0
     held: Mapping[ObjectKey, int] = field(default_factory=dict)
+    state_digest: bytes = b""
     window_messages: int = 0
     window_bytes: int = 0
 
@@ -213,12 +219,16 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What was sent up to and with ``nonce`` is in force; 0 acknowledges a bookmark."""
+    """What was sent up to and with ``nonce`` is in force, and up to and with ``received_nonce`` arrived.
+
+    Both 0: it acknowledges a bookmark. ``nonce`` alone 0: a receipt, which says nothing of what is in force.
+    """
 
     nonce: int
     applied_revision: int
     rejected: tuple[Rejected, ...] = ()
     apply_us: int = 0
+    received_nonce: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

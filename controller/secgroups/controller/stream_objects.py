@@ -6,13 +6,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from secgroups.controller.set_history import pack
-from secgroups.controller.stream_messages import AddressSet, GroupRules, Kind, ObjectKey, ServerBinding, StreamObject
+from secgroups.controller.stream_messages import OBJECT_BYTES, AddressSet, GroupRules, Kind, ObjectKey, ServerBinding, StreamObject
 
 if TYPE_CHECKING:
     from secgroups.controller.model import Group, Server
     from secgroups.controller.state import State
 
 CACHE_BYTES_MAX = 64 << 20
+IPV4_BYTES = 4
 
 
 class StreamObjects:
@@ -53,6 +54,10 @@ class StreamObjects:
         if group is None:
             return None
         return group.rules_revision if kind is Kind.GROUP else group.members_revision
+
+    def set_bytes_min(self, group_id: str) -> int:
+        """Return what an address set takes at least, without making it: its members have one address each, or more."""
+        return OBJECT_BYTES + IPV4_BYTES * self._state.server_count(group_id)
 
     def get(self, key: ObjectKey, version: int) -> StreamObject:
         """Return an object whose version now is ``version``, which ``find_version`` said."""

@@ -740,7 +740,9 @@ Global___AddressSetPatch: _TypeAlias = AddressSetPatch  # noqa: Y015
 
 @_typing.final
 class Update(_message.Message):
-    """New state. Applied whole, with all that came before it since the last one applied, when more is false."""
+    """New state. Applied whole, with all that came before it since the last one applied, when more is false. Of an object that comes several
+    times in one step the last counts.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -760,7 +762,7 @@ class Update(_message.Message):
     revision: _builtins.int
     """The revision that is reached when it is applied."""
     more: _builtins.bool
-    """True: the rest of the same step follows in another Update."""
+    """True: the rest of the same step follows in another Update, or in the SyncPoint that ends it."""
     @_builtins.property
     def sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressSet]:
         """Address sets, whole."""
@@ -818,7 +820,9 @@ Global___Update: _TypeAlias = Update  # noqa: Y015
 
 @_typing.final
 class SyncPoint(_message.Message):
-    """Everything up to a revision has been sent."""
+    """Everything up to a revision has been sent. Ends the step that is under way, if there is one: if the digest is not that of what was
+    sent, nothing of it is applied. The first one of a stream is acknowledged with all objects that are rejected, whenever they came.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

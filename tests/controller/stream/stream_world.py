@@ -46,7 +46,8 @@ class World:
     def _open(self) -> None:
         self.store = SqliteStore(self._path, durable=False, clock_us=lambda: self.now_us)
         self.state = State(self.store.load())
-        self.publisher = Publisher(self.state, self.store.store_epoch)
+        self.store.begin_timeline()
+        self.publisher = Publisher(self.state, self.store)
         self.wire = Wire("controller", 10.0)
 
     def restart(self) -> None:
@@ -133,6 +134,8 @@ class Agent:
         self.sent: list[Outbound] = []
         self._inbox: list[Outbound] = []
         self._unacked: Applied | None = None
+        self._received = 0
+        self.window = pb.Window()
         self.start()
 
     def start(self) -> None:
@@ -145,15 +148,18 @@ class Agent:
         replica = self.replica
         self._inbox.clear()
         self._unacked = None
+        self._received = 0
         message = pb.Hello(
             agent_id=self.agent_id,
             boot_id=f"boot-{self.boot}",
             version="1",
             host="host",
             store_epoch=replica.resume_epoch,
+            timeline_id=replica.timeline_id,
             applied_revision=replica.revision,
             held=[pb.ObjectVersion(kind=int(kind), key=key, version=version) for (kind, key), version in replica.held],
             state_digest=replica.held.digest,
+            window=self.window,
         )
         message.boot_time.FromMicroseconds(BEGIN_US + self.boot)
         hello = hello_of(pb.SubscribeRequest(hello=message))
@@ -193,8 +199,10 @@ class Agent:
                 case "welcome":
                     self.replica.welcome(response.welcome)
                 case "update":
+                    self._received = response.update.nonce
                     self._unacked = self.replica.update(response.update, 0) or self._unacked
                 case "sync_point":
+                    self._received = response.sync_point.nonce
                     self._unacked = self.replica.sync_point(response.sync_point, 0)
                 case "bookmark":
                     self.replica.bookmark(response.bookmark)
@@ -213,15 +221,23 @@ class Agent:
             server.ipv4 += b"?" * ((Kind.SERVER, server.server) in self.cannot)
 
     def ack(self) -> None:
-        """Acknowledge the last step that was applied."""
-        if self._unacked is None or self.channel is None:
+        """Acknowledge the last step that was applied, and all that was received."""
+        if self.channel is None or not self._received:
             return
+        received, self._received = self._received, 0
         applied, self._unacked = self._unacked, None
+        if applied is None:
+            receipt = Ack(nonce=0, applied_revision=self.replica.revision, received_nonce=received)
+            self.channel.acknowledge(receipt, self.world.now_us)
+            return
         rejected = tuple(
             Rejected(key=(Kind(refused.key[0]), refused.key[1]), version=refused.version, code=12, message=refused.message)
             for refused in applied.rejected
         )
-        self.channel.acknowledge(Ack(nonce=applied.nonce, applied_revision=applied.revision, rejected=rejected), self.world.now_us)
+        self.channel.acknowledge(
+            Ack(nonce=applied.nonce, applied_revision=applied.revision, rejected=rejected, received_nonce=received),
+            self.world.now_us,
+        )
 
     def reject(self, refused: ObjectKey) -> None:
         """Apply and acknowledge what is on the wire, but for one object, which this agent can't enforce."""

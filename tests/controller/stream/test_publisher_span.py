@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from stream_world import PROJECT, Agent, SyncPoint, Update, Welcome, World, allow, members, mentioned, ops
 
 from secgroups.controller import chunks
+from secgroups.controller.stream_messages import AddressSet
 
 
 def test_a_snapshot_holds_servers_their_groups_and_the_sets_that_these_name(world: World) -> None:
@@ -79,7 +82,8 @@ def test_several_changes_of_a_set_become_one_patch_without_what_came_and_went(wo
     assert patch.version == world.find_group(web).members_revision
 
 
-def test_a_set_whose_history_is_forgotten_comes_whole(world: World) -> None:
+def test_a_set_whose_history_is_forgotten_comes_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secgroups.controller.set_history.CHANGES_PER_SET_MAX", 64)
     web, database = world.group("web"), world.group("database")
     world.rule(database, allow(3306, members(web)))
     for number in range(100):
@@ -214,12 +218,19 @@ def test_a_large_step_ends_with_the_last_chunk_alone(world: World, monkeypatch: 
     assert len(agent.holds) == 40
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 1), (10, 10), (11, 11)])
-def test_pieces_are_cut_in_order_and_none_is_lost(count: int, expected: int) -> None:
-    pieces = [chunks.AddressSet(group_id=f"g{number}", version=1, ipv4=b"\0" * 800, ipv6=b"") for number in range(count)]
-    cut = chunks.cut(pieces, 1_500)
-    assert len(cut) == expected
-    assert [made.group_id for chunk in cut for made in chunk.sets] == [made.group_id for made in pieces]
+@pytest.mark.parametrize(
+    ("sizes", "ipv4_count", "ipv6_count"),
+    [([], 200, 0), ([0, 496, 496, 16], 252, 0), ([0, 496, 496, 8, 496, 16], 250, 32), ([0, 496, 496, 496], 0, 93)],
+)
+def test_a_large_set_is_cut_into_whole_addresses_and_none_is_lost(sizes: list[int], ipv4_count: int, ipv6_count: int) -> None:
+    ipv4, ipv6 = (os.urandom(count * length) for count, length in ((ipv4_count, 4), (ipv6_count, 16)))
+    whole = AddressSet(group_id="g", version=7, ipv4=ipv4, ipv6=ipv6)
+    first, *parts = chunks.parts_of(whole, 1_000)
+    assert [len(part.added_ipv4) + len(part.added_ipv6) for part in parts] == sizes[1:]
+    assert isinstance(first, AddressSet)
+    assert first.ipv4 + b"".join(part.added_ipv4 for part in parts) == ipv4
+    assert first.ipv6 + b"".join(part.added_ipv6 for part in parts) == ipv6
+    assert all(part.size_bytes <= 1_000 and part.base_version == part.version == 7 for part in parts)
 
 
 def test_after_updates_the_heartbeat_verifies_and_then_only_marks_the_revision(world: World) -> None:

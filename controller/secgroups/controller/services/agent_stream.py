@@ -11,7 +11,7 @@ import structlog
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
-from secgroups.controller.stream_messages import GoAway, Outbound, Update
+from secgroups.controller.stream_messages import GoAway, Outbound, Update, Welcome
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class AgentStream:
                 )
                 if channel.ended:
                     return channel.ending_reason
+                if messages and isinstance(messages[0], Welcome):
+                    log.info("agent_welcomed", agent_id=channel.agent_id, mode=channel.mode.name, reason=channel.mode_reason)
                 if any(isinstance(message, Update) for message in messages):
                     quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
             if not self._news.is_set():
@@ -117,7 +119,7 @@ class AgentStream:
             self._heard_s = self._clocks.monotonic_s()
             match request.WhichOneof("message"):
                 case "ack":
-                    channel.acknowledge(ack_of(request.ack), self._clocks.now_us())
+                    channel.acknowledge(ack_of(request.ack), self._clocks.now_us(), self._clocks.monotonic_us())
                     self._publisher.heard(channel, self._clocks.now_us())
                 case "report":
                     self._publisher.heard(channel, self._clocks.now_us(), report_of(request.report))

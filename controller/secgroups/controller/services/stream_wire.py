@@ -82,6 +82,7 @@ class Wire:
                 welcome = pb.Welcome(
                     controller_id=self._controller_id,
                     store_epoch=message.store_epoch,
+                    timeline_id=message.timeline_id,
                     revision=message.revision,
                     mode=pb.SyncMode.ValueType(message.mode),
                 )
@@ -172,7 +173,8 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
     message = request.hello
     check_name(message.agent_id, "hello.agent_id")
     check_name(message.boot_id, "hello.boot_id")
-    for field, text in (("version", message.version), ("host", message.host), ("store_epoch", message.store_epoch)):
+    for field in ("version", "host", "store_epoch", "timeline_id"):
+        text = getattr(message, field)
         if len(text) > TEXT_CHARACTERS_MAX:
             raise InvalidError(f"hello.{field}", f"has {len(text)} characters, the most allowed is {TEXT_CHARACTERS_MAX}")
     if len(message.held) > HELD_MAX:
@@ -185,8 +187,10 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
         version=message.version,
         host=message.host,
         store_epoch=message.store_epoch,
+        timeline_id=message.timeline_id,
         applied_revision=message.applied_revision,
         held=held,
+        state_digest=message.state_digest,
         window_messages=message.window.messages,
         window_bytes=message.window.bytes,
     )
@@ -210,6 +214,7 @@ def ack_of(message: pb.Ack) -> Ack:
         applied_revision=message.applied_revision,
         rejected=rejected,
         apply_us=message.apply_micros,
+        received_nonce=message.received_nonce,
     )
 
 

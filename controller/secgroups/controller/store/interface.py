@@ -135,21 +135,44 @@ class ChangePage:
     gap: bool = False
 
 
-class Store(Protocol):
-    """Keeps groups, rules and servers. One thread at a time; ``changes_since`` from any thread at any time.
+class Lineage(Protocol):
+    """What a store knows of its own past, to be asked from any thread.
 
     ``store_epoch`` is a UUID made with the store: revisions of different epochs have nothing to do with one another.
-    ``revision`` is that of the last commit.
+    ``timeline_id`` is a UUID of this opening of it, empty before ``begin_timeline``. Of what happened up to and with
+    ``compacted_revision`` the change log tells nothing any more.
     """
 
     @property
     def store_epoch(self) -> str: ...
 
     @property
+    def timeline_id(self) -> str: ...
+
+    @property
+    def compacted_revision(self) -> int: ...
+
+    def covers(self, timeline_id: str, revision: int) -> bool:
+        """Whether a revision that was told under a timeline is one of this store: the same changes led to it."""
+
+
+class Store(Lineage, Protocol):
+    """Keeps groups, rules and servers. One thread at a time, but for ``Lineage`` and ``changes_since``: these at any time.
+
+    ``revision`` is that of the last commit.
+    """
+
+    @property
     def revision(self) -> int: ...
 
     def load(self) -> Contents:
         """Return everything that is kept."""
+
+    def begin_timeline(self) -> None:
+        """Begin the timeline of this opening, once, when what is kept was found good and before anything is committed.
+
+        StoreFileError if that can't be written.
+        """
 
     def commit(self, batch: Sequence[Pending[Any]]) -> list[Committed[Any] | Exception]:
         """Run every mutation of ``batch`` in order and commit once; return what became of each, in order.

@@ -20,6 +20,20 @@ def m001_objects(db: Database) -> None:
         db.execute("INSERT INTO meta (key, value) VALUES (?, ?)", [key, value])
 
 
+@MIGRATIONS()
+def m002_timelines(db: Database) -> None:
+    """The openings of the file: ``number`` counts them, ``began_revision`` is the revision that each found."""
+    db.execute(
+        "CREATE TABLE timelines (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, began_revision INTEGER NOT NULL) STRICT"
+    )
+
+
+@MIGRATIONS()
+def m003_previous_agents(db: Database) -> None:
+    """All agents that may hold a server on its way, not only the last: ids with a slash between them, which no id has."""
+    db.execute("ALTER TABLE servers RENAME COLUMN previous_agent_id TO previous_agent_ids")
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

@@ -56,7 +56,7 @@ GROUP_COLUMNS = (
     "id", "project", "name", "description", "created_us", "updated_us", "revision", "rules_revision", "members_revision",
 )  # fmt: skip
 SERVER_COLUMNS = (
-    "project", "id", "name", "agent_id", "created_us", "updated_us", "revision", "binding_revision", "previous_agent_id",
+    "project", "id", "name", "agent_id", "created_us", "updated_us", "revision", "binding_revision", "previous_agent_ids",
     "moved_revision",
 )  # fmt: skip
 
@@ -81,10 +81,18 @@ def rule_of(row: Row) -> Rule:
 def server_of(row: Row, addresses: Sequence[str], group_ids: Sequence[str]) -> Server:
     """Return the server of a row, its addresses in order and its groups in ascending order."""
     return Server(
-        **{name: row[name] for name in SERVER_COLUMNS},
+        **{name: row[name] for name in SERVER_COLUMNS if name != "previous_agent_ids"},
+        previous_agent_ids=tuple(filter(None, row["previous_agent_ids"].split("/"))),
         addresses=tuple(ip_address(address) for address in addresses),
         group_ids=tuple(group_ids),
     )
+
+
+def server_record(server: Server) -> dict[str, Any]:
+    """Return a server as the values of its columns."""
+    record = {name: getattr(server, name) for name in SERVER_COLUMNS}
+    record["previous_agent_ids"] = "/".join(server.previous_agent_ids)
+    return record
 
 
 def record_of(thing: Group | Rule | Server | None) -> str | None:
@@ -97,7 +105,7 @@ def record_of(thing: Group | Rule | Server | None) -> str | None:
         record = {name: getattr(thing, name) for name in ("id", "project", "group_id", "created_us", "revision")}
         record["spec"] = spec_record(thing.spec)
     else:
-        record = {name: getattr(thing, name) for name in SERVER_COLUMNS}
+        record = server_record(thing)
         record["addresses"] = [str(address) for address in thing.addresses]
         record["group_ids"] = thing.group_ids
     return to_json(record)
@@ -112,4 +120,7 @@ def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
         return group_of(record)
     if kind == "rule":
         return rule_of({**record, "spec": json.dumps(record["spec"])})
+    if "previous_agent_id" in record:
+        # Written before there could be several.
+        record["previous_agent_ids"] = record["previous_agent_id"]
     return server_of(record, record["addresses"], record["group_ids"])

@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sqlite_utils import Database
 
 from secgroups.controller.errors import RequestError, StoreFileError, StoreUnavailableError
 from secgroups.controller.model import Change, Limits
-from secgroups.controller.store import answers, change_log
+from secgroups.controller.store import answers, change_log, timelines
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending
 from secgroups.controller.store.migrations import MIGRATIONS
@@ -45,7 +46,7 @@ def _now_us() -> int:
 
 
 class SqliteStore:
-    """An open store. ``store_epoch`` is the UUID of its history, ``revision`` that of the last commit.
+    """An open store, as ``Store`` says.
 
     ``clock_us`` gives microseconds since the Unix epoch. Without ``durable`` a commit does not wait for the disk. StoreFileError if
     the file can't be used.
@@ -67,11 +68,14 @@ class SqliteStore:
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
         self._closed = False
+        self.timeline_id = ""
         try:
             self._migrate()
             meta = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
             self.store_epoch: str = meta["store_epoch"]
             self.revision = int(meta["revision"])
+            self.compacted_revision = int(meta["compacted_revision"])
+            self._timelines_over = timelines.read(self._connection)
             self._ids = Ids(meta["last_id"], secrets.randbits)
             self._answers_kept = answers.count(self._connection)
         except StoreFileError:
@@ -106,6 +110,22 @@ class SqliteStore:
         # Not before here: as its context, what went wrong would keep a cursor, and with it a closed file, open.
         raise refused
 
+    def begin_timeline(self) -> None:
+        """Begin the timeline of this opening. StoreFileError if that can't be written."""
+        timeline_id = str(uuid.uuid4())
+        try:
+            with self._database.atomic():
+                timelines.begin(self._connection, timeline_id, self.revision)
+            self._timelines_over = timelines.read(self._connection)
+        except sqlite3.Error as error:
+            raise unusable(self._path, error) from None
+        self.timeline_id = timeline_id
+
+    def covers(self, timeline_id: str, revision: int) -> bool:
+        """Whether a revision that was told under a timeline is one of this store."""
+        last = self.revision if timeline_id and timeline_id == self.timeline_id else self._timelines_over.get(timeline_id, -1)
+        return revision <= min(last, self.revision)
+
     def _load(self) -> Contents:
         rows = self._connection.execute
         addresses: dict[tuple[str, str], list[str]] = {}
@@ -130,7 +150,7 @@ class SqliteStore:
         One that raises undoes only itself, and its exception is its result. If the commit fails, nothing was changed and every
         result is a StoreUnavailableError.
         """
-        revision, answers_kept = self.revision, 0
+        revision, answers_kept, compacted = self.revision, 0, None
         results: list[Committed[Any] | Exception] = []
         changes: list[Change] = []
         try:
@@ -147,7 +167,7 @@ class SqliteStore:
                     raise _UndoneError(None)  # noqa: TRY301
                 change_log.append(self._connection, changes)
                 self._answers_kept += answers_kept
-                self._prune(revision, len(changes) + answers_kept)
+                compacted = self._prune(revision, len(changes) + answers_kept)
                 self._count_to(revision)
         except _UndoneError:
             return results
@@ -155,6 +175,7 @@ class SqliteStore:
             message = f"the store can't be written now ({error}); nothing was changed, try again"
             return [StoreUnavailableError(message) for _ in batch]
         self.revision = revision
+        self.compacted_revision = compacted or self.compacted_revision
         return results
 
     def _run(self, pending: Pending[Any], revision: int) -> Committed[Any] | Exception:
@@ -195,14 +216,14 @@ class SqliteStore:
             raise sqlite3.OperationalError("another program has changed the file; restart the controller")
         self._connection.execute("UPDATE meta SET value = ? WHERE key = 'last_id'", [self._ids.last])
 
-    def _prune(self, revision: int, rows_written: int) -> None:
-        """Forget what nobody can ask for any more, a bite at a time."""
+    def _prune(self, revision: int, rows_written: int) -> int | None:
+        """Forget what nobody can ask for any more, a bite at a time. Returns the last revision forgotten, None if none was."""
         now_us = self._clock_us()
         self._rows_unpruned += rows_written
         if 0 <= now_us - self._pruned_us < PRUNE_EVERY_US:
-            return
+            return None
         rows_max = max(PRUNE_ROWS_MIN, 2 * self._rows_unpruned)
-        change_log.prune(
+        compacted = change_log.prune(
             self._connection,
             before_us=now_us - CHANGES_AGE_MAX_US,
             upto_revision=revision - CHANGES_REVISIONS_MAX,
@@ -214,11 +235,12 @@ class SqliteStore:
         surplus = self._answers_kept - ANSWERS_MAX
         self._answers_kept -= answers.prune(self._connection, now_us=now_us, surplus=surplus, rows_max=rows_max)
         self._pruned_us, self._rows_unpruned = now_us, 0
+        return compacted
 
     def changes_since(self, revision: int, limit: int = 1_000) -> ChangePage:
         """Return what happened after ``revision``: about ``limit`` changes, but whole revisions and at least one.
 
-        StoreUnavailableError if the file can't be read.
+        StoreUnavailableError if the file can't be read, or what it says is no change.
         """
         with self._reader_lock:
             if self._closed:
@@ -228,6 +250,8 @@ class SqliteStore:
                 return change_log.read(self._reader, revision, limit)
             except sqlite3.Error as error:
                 raise StoreUnavailableError(f"the store can't be read now ({error}); try again") from None
+            except (RequestError, LookupError, ValueError, TypeError) as error:
+                raise StoreUnavailableError(f"the change log is damaged ({error}); restore a backup") from None
 
     def close(self) -> None:
         """Close the file and let others open it. Closing twice does no harm."""

@@ -17,7 +17,16 @@ from secgroups.controller.model import (
     groups_with_other_members,
 )
 from secgroups.controller.store.ids import Ids
-from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, group_of, rule_of, server_of, spec_record, to_json
+from secgroups.controller.store.records import (
+    GROUP_COLUMNS,
+    SERVER_COLUMNS,
+    group_of,
+    rule_of,
+    server_of,
+    server_record,
+    spec_record,
+    to_json,
+)
 
 _INSERT_GROUP = f"INSERT INTO groups ({', '.join(GROUP_COLUMNS)}) VALUES ({', '.join('?' * len(GROUP_COLUMNS))})"  # noqa: S608
 _UPDATE_GROUP = "UPDATE groups SET name = ?, description = ?, updated_us = ?, revision = ?, rules_revision = ? WHERE id = ?"
@@ -140,7 +149,7 @@ class SqliteTransaction:
         return ids, len(ids) if len(ids) < most else self._count("SELECT count(*) FROM attachments WHERE group_id = ?", group_id)
 
     def put_server(self, before: Server | None, after: Server) -> None:
-        values = [getattr(after, name) for name in SERVER_COLUMNS]
+        values = list(server_record(after).values())
         key = (after.project, after.id)
         if before is None:
             self._connection.execute(_INSERT_SERVER, values)

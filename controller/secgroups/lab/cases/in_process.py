@@ -53,7 +53,8 @@ class LabController:
         """Open the file and begin from what is in it."""
         self.store = self._open()
         self.state = State.load(self.store.load())
-        self.publisher = Publisher(self.state, self.store.store_epoch)
+        self.store.begin_timeline()
+        self.publisher = Publisher(self.state, self.store)
         self.running = True
 
     def stop(self) -> None:
@@ -107,7 +108,7 @@ class LabAgent:
         self._settings = settings
         self._engine = engine
         self._saved = b""
-        self._saved_epoch = ""
+        self._saved_epoch = self._saved_timeline_id = ""
         self._begin(Firewall(settings, now_ns=now_ns, engine=engine))
 
     def _begin(self, firewall: Firewall) -> None:
@@ -119,7 +120,8 @@ class LabAgent:
         flows = self.firewall.flows if warm else None
         self._begin(Firewall(self._settings, now_ns=now_ns, engine=self._engine, flows=flows))
         if self._saved_epoch:
-            self.replica.restore(_ruleset_of(pb.Update.FromString(self._saved)), self._saved_epoch, now_ns)
+            saved = _ruleset_of(pb.Update.FromString(self._saved))
+            self.replica.restore(saved, self._saved_epoch, now_ns, timeline_id=self._saved_timeline_id)
 
     def hello(self) -> bytes:
         """Return what it says first on a stream."""
@@ -127,6 +129,7 @@ class LabAgent:
             agent_id=AGENT_ID,
             boot_id=AGENT_ID,
             store_epoch=self.replica.resume_epoch,
+            timeline_id=self.replica.timeline_id,
             applied_revision=self.replica.revision,
             held=[
                 pb.ObjectVersion(kind=pb.ObjectKind.ValueType(kind), key=key, version=version)
@@ -145,6 +148,9 @@ class LabAgent:
                 self.replica.welcome(message.welcome)
             case "update":
                 applied = self.replica.update(message.update, now_ns)
+                if applied is None:
+                    receipt = pb.Ack(applied_revision=self.replica.revision, received_nonce=message.update.nonce)
+                    return pb.SubscribeRequest(ack=receipt).SerializeToString()
             case "sync_point":
                 applied = self.replica.sync_point(message.sync_point, now_ns)
             case "bookmark":
@@ -156,7 +162,7 @@ class LabAgent:
         if applied.rejected:
             raise OutOfStepError(f"the agent can't enforce {', '.join(refused.message for refused in applied.rejected)}")
         self._saved = whole_update(self.firewall.ruleset).SerializeToString()
-        self._saved_epoch = self.replica.store_epoch
+        self._saved_epoch, self._saved_timeline_id = self.replica.store_epoch, self.replica.timeline_id
         ack = pb.Ack(nonce=applied.nonce, applied_revision=applied.revision)
         return pb.SubscribeRequest(ack=ack).SerializeToString()
 
@@ -206,7 +212,7 @@ def error_text(error: ControllerError) -> str:
 
 def fresh_ruleset(controller: LabController) -> Ruleset:
     """Return what an agent would hold that came to know everything at once: a function of what is stored, and of nothing else."""
-    publisher = Publisher(State.load(controller.store.load()), controller.store.store_epoch)
+    publisher = Publisher(State.load(controller.store.load()), controller.store)
     agent = LabAgent(EngineSettings(), "reference", 0)
     Stream(publisher, agent, 0).pump(0)
     return agent.firewall.ruleset
