@@ -1,0 +1,87 @@
+"""What one seed is about: how many agents, which settings, which faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+FAULTS = (
+    "reset",
+    "reset_in_flight",
+    "partition",
+    "one_way_partition",
+    "refuse",
+    "slow_link",
+    "stuck_reader",
+    "controller_pause",
+    "controller_kill",
+    "controller_restart",
+    "agent_kill",
+    "agent_restart",
+    "damage",
+    "new_host",
+    "twin",
+    "disk_full",
+    "store_fails",
+    "restore",
+    "clock_jump",
+)
+# How often each is chosen beside the others.
+WEIGHTS = {"reset": 3, "reset_in_flight": 4, "agent_kill": 3, "controller_kill": 3, "store_fails": 2, "damage": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Chosen by the seed. Times in seconds of virtual time."""
+
+    seed: int
+    agent_ids: tuple[str, ...]
+    engine: str
+    keeps_flows: bool
+    heartbeat_s: float
+    coalesce_s: float
+    reconnect_max_s: float
+    cache_interval_s: float
+    duration_s: float
+    clients: int
+    think_s: float
+    fault_pause_s: float
+    faults: tuple[str, ...]
+    delay_s: float
+    jitter_s: float
+    capacity: int
+    # By agent: messages and bytes of the window that it asks for.
+    windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # Agents whose program is too old for some rules.
+    old_agents: frozenset[str] = frozenset()
+
+
+def plan_of(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    random = Random(f"plan {seed}")
+    agent_ids = tuple(f"agent-{number}" for number in range(1, random.randint(2, 6) + 1))
+    # A few kinds of fault at a time find more than all of them always.
+    faults = tuple(name for name in FAULTS if random.random() < random.choice((0.2, 0.5, 0.9)))
+    windows = {
+        agent_id: random.choice(((1, 0), (2, 0), (0, 1), (1, 1), (3, 600))) for agent_id in agent_ids if random.random() < 0.3
+    }
+    return Plan(
+        seed=seed,
+        agent_ids=agent_ids,
+        engine="compiled" if random.random() < 0.25 else "reference",
+        keeps_flows=random.random() < 0.7,
+        heartbeat_s=random.choice((0.3, 0.5, 1.0, 2.0)),
+        coalesce_s=random.choice((0.0, 0.005, 0.05)),
+        reconnect_max_s=random.choice((0.5, 2.0, 5.0)),
+        cache_interval_s=random.choice((0.05, 0.3, 1.0)),
+        duration_s=random.uniform(5, 15),
+        clients=random.randint(1, 3),
+        think_s=random.choice((0.05, 0.2, 0.5)),
+        fault_pause_s=random.choice((0.2, 0.5, 1.5)),
+        faults=faults,
+        delay_s=random.choice((0.0002, 0.002, 0.02)),
+        jitter_s=random.choice((0.0005, 0.01, 0.1)),
+        capacity=random.choice((1, 4, 64)),
+        windows=windows,
+        old_agents=frozenset(agent_id for agent_id in agent_ids if random.random() < 0.15),
+    )
