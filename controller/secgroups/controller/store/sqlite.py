@@ -154,6 +154,7 @@ class SqliteStore:
         results: list[Committed[Any] | Exception] = []
         changes: list[Change] = []
         try:
+            self._end_what_failed()
             with self._database.atomic():
                 for pending in batch:
                     result = self._run(pending, revision)
@@ -177,6 +178,11 @@ class SqliteStore:
         self.revision = revision
         self.compacted_revision = compacted or self.compacted_revision
         return results
+
+    def _end_what_failed(self) -> None:
+        """Roll back a transaction whose own rollback failed: inside of it, the next commit would be none."""
+        if self._connection.in_transaction:
+            self._connection.rollback()
 
     def _run(self, pending: Pending[Any], revision: int) -> Committed[Any] | Exception:
         """Run one mutation in its savepoint, on top of ``revision``; return what became of it."""
