@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from secgroups.v1 import agent_service_pb2 as pb
 
 SETTINGS = EngineSettings(flows_max=512, server_flows_max=256, fragments_max=16)
-FLOWS_WATCHED_MAX = 12
+FLOWS_WATCHED_MAX = 8
 
 
 class Flow:
@@ -170,7 +170,7 @@ class AgentLife:
         assert self._writer is not None
         self._writer.note()
         if self._arriving is not None:
-            self.world.checks.agent(self, [self._arriving])
+            self.world.checks.agent(self, [self._arriving], traffic=True)
 
     async def stop(self) -> None:
         """Stop as a process does that is told to; to be run in the process."""

@@ -45,23 +45,27 @@ class Checks:
 
     # enforces
 
-    def agent(self, life: AgentLife, branches: list[Branch]) -> None:
-        """Hold what an agent has in force against each line of history that it may be of; at least one must fit."""
+    def agent(self, life: AgentLife, branches: list[Branch], *, traffic: bool = False) -> None:
+        """Hold what an agent has in force against each line of history that it may be of; at least one must fit.
+
+        With ``traffic`` send packets as well.
+        """
         objects = life.objects()
         revision = life.replica.revision
-        strange = self._rejected(life)
         problems = []
         for branch in branches:
-            problem = self._difference(life, branch, revision, objects, strange)
+            problem = self._difference(life, branch, revision, objects)
             if not problem:
                 self._fits(life, branch, revision, objects)
+                if traffic:
+                    self.traffic(life, branch.at(revision))
                 return
             problems.append(problem)
         if branches:
             self._fail("enforces", f"{life.process.name} at revision {revision}: {'; or '.join(problems)}")
 
-    def _rejected(self, life: AgentLife) -> set[Key]:
-        """Return what an agent was told and does not enforce in that version."""
+    def _rejected(self, life: AgentLife, state: State) -> set[Key]:
+        """Return what an agent was told and does not enforce in that version, or did not when what it has was kept."""
         ruleset = life.firewall.ruleset
         shelves: dict[int, Any] = {1: ruleset.servers, 2: ruleset.groups, 3: ruleset.sets}
         rejected = set()
@@ -69,13 +73,15 @@ class Checks:
             held = shelves[int(kind)].get(name)
             if held is None or held.version != version:
                 rejected.add((_KINDS[int(kind)], name))
-        life.rejected = rejected
+        if life.agent_id in self._world.plan.old_agents:
+            rejected |= {("group", group_id) for group_id in state.groups if self._is_strange(state, ("group", group_id))}
         return rejected
 
-    def _difference(self, life: AgentLife, branch: Branch, revision: int, objects: dict[Key, Any], rejected: set[Key]) -> str:
+    def _difference(self, life: AgentLife, branch: Branch, revision: int, objects: dict[Key, Any]) -> str:
         if not branch.has(revision):
             return f"line {branch.number} has no such revision"
         state = branch.at(revision)
+        rejected = life.rejected = self._rejected(life, state)
         extra = frozenset(
             name
             for kind, name in objects
@@ -94,6 +100,16 @@ class Checks:
             if key not in rejected and expected.get(key) != objects.get(key):
                 return f"{key} is {objects.get(key)}, should be {expected.get(key)} (line {branch.number})"
         return ""
+
+    def still_held(self, life: AgentLife, state: State) -> frozenset[str]:
+        """Return the servers that an agent has to keep because the one they moved to can't enforce one of their groups."""
+        rejected = {other.life.agent_id: other.life.rejected for other in self._world.hosts if other.life is not None}
+        return frozenset(
+            name
+            for name in life.servers
+            if name in state.servers
+            and any(("group", group_id) in rejected.get(state.servers[name].agent_id, ()) for group_id in state.servers[name].group_ids)
+        )
 
     @staticmethod
     def _is_strange(state: State, key: Key) -> bool:
@@ -123,7 +139,6 @@ class Checks:
         for name in servers:
             if ("server", name) not in life.rejected:
                 self.had[branch.number, life.agent_id, name] = revision
-        self.traffic(life, branch.at(revision))
 
     # span
 
@@ -142,6 +157,9 @@ class Checks:
         elsewhere = any(
             number == branch.number and held == name and agent_id != life.agent_id and had > left
             for (number, agent_id, held), had in self.had.items()
+        ) or any(
+            other.life is not None and other.agent_id != life.agent_id and other.life.process.alive and name in other.life.servers
+            for other in self._world.hosts
         )
         if not elsewhere:
             self._fail(
@@ -215,7 +233,7 @@ class Checks:
             known = self._world.lives_by_boot.get(status.boot_id) if status else None
             if known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
-            elif known.in_force.get(branch.number, -1) < revision:
+            elif known.in_force.get(branch.number, -1) < revision and not self._has_it_all(known, branch, revision):
                 self._fail(
                     "in_force",
                     f"revision {revision} is said to be in force; {known.process.name} is at "
@@ -224,12 +242,18 @@ class Checks:
             else:
                 self._check_not_rejected(known, branch, revision)
 
+    @staticmethod
+    def _has_it_all(life: AgentLife, branch: Branch, revision: int) -> bool:
+        """Whether what an agent enforces is what a revision asks for, though it was not told of the revision: it held that already."""
+        objects = life.objects()
+        return all(objects.get(key) == value for key, value in branch.spanned(revision, life.agent_id, frozenset()).items())
+
     def _check_not_rejected(self, life: AgentLife, branch: Branch, revision: int) -> None:
         nothing: frozenset[str] = frozenset()
         before = branch.spanned(revision - 1, life.agent_id, nothing)
         after = branch.spanned(revision, life.agent_id, nothing)
         changed = {key for key in after if before.get(key) != after[key]}
-        refused = changed & life.rejected
+        refused = {key for key in changed & life.rejected if self._is_strange(branch.at(revision), key)}
         if refused and life.process.alive:
             self._fail(
                 "in_force", f"revision {revision} is said to be in force; {life.process.name} has rejected {sorted(refused)}"

@@ -77,6 +77,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.random = random
         self.outside = copy_context()
         self.failures: list[str] = []
+        # Raised before the next step, if set.
+        self.halt: Exception | None = None
         self._now_s = START_S
         self._clock_resolution = 1e-9
         self._queues: dict[Process | None, deque[asyncio.Handle]] = {}
@@ -120,6 +122,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             asyncio.events._set_running_loop(None)
 
     def _run_once(self) -> None:
+        if self.halt is not None:
+            raise self.halt
         self._take_due()
         able = [process for process, queue in self._queues.items() if queue and not (process is not None and process.paused)]
         if not able:

@@ -93,6 +93,8 @@ class World:
         self.ear.listen()
         try:
             self.loop.run(self._main())
+        except FailedError:
+            pass
         except StuckError as error:
             self.fail("converge", str(error))
         finally:
@@ -121,26 +123,19 @@ class World:
         await self._converge()
         self._check_bounds()
 
-    async def _all_of(self, *tasks: asyncio.Task[Any]) -> None:
-        """Wait for tasks, or for the first check that fails."""
-        while not all(task.done() for task in tasks):
-            self._raise_failure()
-            await asyncio.wait(tasks, timeout=0.5)
+    @staticmethod
+    async def _all_of(*tasks: asyncio.Task[Any]) -> None:
+        """Wait for tasks; raise what ended one."""
+        await asyncio.wait(tasks)
         for task in tasks:
             task.result()
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self.failure is not None:
-            raise self.failure
 
     async def _make_trouble(self, until_s: float) -> None:
         await asyncio.sleep(self.random.random())
         while self.loop.time() < until_s:
             if self.random.random() < 0.3:
                 self._take_backup()
-            for host in self.hosts:
-                self._look_at(host)
+            self._look_at(self.random.choice(self.hosts))
             if self.plan.faults:
                 weights = [WEIGHTS.get(name, 1) for name in self.plan.faults]
                 name = self.random.choices(self.plan.faults, weights)[0]
@@ -153,7 +148,7 @@ class World:
         life = host.life
         if life is not None and life.is_up and life.branches:
             branches = [*life.branches, *([life.arriving] if life.arriving and life.arriving not in life.branches else [])]
-            self.checks.agent(life, branches)
+            self.checks.agent(life, branches, traffic=True)
 
     def _make_peace(self) -> None:
         self.note("peace")
@@ -185,14 +180,12 @@ class World:
                 break
             await asyncio.sleep(0.25)
             problem = self._unconverged()
-            self._raise_failure()
         self.note("converged")
         request = rulesets.WaitForRevisionRequest(revision=self.branch.latest.revision)
         request.timeout.FromMilliseconds(500)
         _, response = await self.call("WaitForRevision", request, 5.0)
         if not response.in_force and not any(host.life and host.life.rejected for host in self.hosts):
             self.fail("converge", f"all agents are there, and WaitForRevision says {response}")
-        self._raise_failure()
 
     def _unconverged(self) -> str:
         """Say what is not yet as it must become; empty if all is."""
@@ -205,7 +198,7 @@ class World:
                 return f"{host.name} is not connected"
             if life.replica.revision != latest.revision or life.branches != [self.branch]:
                 return f"{host.name} is at revision {life.replica.revision}, the controller at {latest.revision}"
-            expected = self.branch.spanned(latest.revision, host.agent_id, frozenset())
+            expected = self.branch.spanned(latest.revision, host.agent_id, self.checks.still_held(life, latest))
             found = life.objects()
             for key in sorted(expected.keys() | found.keys()):
                 if key not in life.rejected and expected.get(key) != found.get(key):
@@ -230,7 +223,6 @@ class World:
         for process, most in bounds:
             if len(process.live_tasks) > most:
                 self.fail("bounds", f"{process.name} has {len(process.live_tasks)} tasks, the most allowed is {most}")
-        self._raise_failure()
 
     def _close(self) -> None:
         for host in self.hosts:
@@ -257,7 +249,7 @@ class World:
     def fail(self, check: str, message: str) -> None:
         """Note that a check has failed; the first one counts."""
         if check not in self.ignored and self.failure is None:
-            self.failure = FailedError(check, f"at {self.loop.time():.6f} s: {message}")
+            self.failure = self.loop.halt = FailedError(check, f"at {self.loop.time():.6f} s: {message}")
             self.note("FAILED", self.failure)
 
     def wall_ns(self, offset_ns: int) -> int:
@@ -441,7 +433,7 @@ class World:
         """An agent enforces what it had kept, if anything."""
         if life.branches:
             self.count("start from cache")
-            self.checks.agent(life, life.branches)
+            self.checks.agent(life, life.branches, traffic=True)
 
     def kill_agent(self, life: AgentLife, restart_s: float) -> None:
         """Kill an agent; start it again later."""
