@@ -55,7 +55,7 @@ class Checks:
         problems = []
         for branch in branches:
             problem = self._difference(life, branch, revision, objects)
-            if not problem:
+            if not problem or "enforces" in self._world.ignored:
                 self._fits(life, branch, revision, objects)
                 if traffic:
                     self.traffic(life, branch.at(revision))
@@ -108,7 +108,9 @@ class Checks:
             name
             for name in life.servers
             if name in state.servers
-            and any(("group", group_id) in rejected.get(state.servers[name].agent_id, ()) for group_id in state.servers[name].group_ids)
+            and any(
+                ("group", group_id) in rejected.get(state.servers[name].agent_id, ()) for group_id in state.servers[name].group_ids
+            )
         )
 
     @staticmethod

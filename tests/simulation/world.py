@@ -70,6 +70,10 @@ class World:
         self.reset_next: dict[str, int] = {}
         self.checks = Checks(self)
         self.failure: FailedError | None = None
+        # For planted bugs: digest terms of what was left out, by connection; rules that were sent, by group; a store that forgets.
+        self.forgotten: dict[int, int] = {}
+        self.rules_seen: dict[str, dict[str, pb.PolicyRule]] = {}
+        self.loses_commits = False
         self._branches = [self.branch]
         self._backup: tuple[Path, Branch, int] | None = None
         self._shown = shown
@@ -266,6 +270,10 @@ class World:
         if self.controller is not None:
             return
         self._lives += 1
+        if self.loses_commits and self._backup is not None:
+            self._next_folder = self._new_folder()
+            shutil.copytree(self._backup[0], self._next_folder)
+            self.count("planted")
         self._next_folder.mkdir(parents=True, exist_ok=True)
         self.controller = life = ControllerLife(self, self._lives, self._next_folder, self.branch)
         self.note("start", life.process.name)
@@ -534,6 +542,11 @@ class World:
             self.note("connected", agent.process.name, controller.process.name)
             controller.accept(connection)
             outcome.set_result(connection)
+
+    def leak(self, connection: Connection) -> None:
+        """Start a task in the controller that never ends."""
+        self.count("planted")
+        self.loop.start(connection.controller.process, asyncio.sleep(1e9))
 
     def block(self, host: Host, *, up: bool, down: bool, for_s: float) -> bool:
         """Hold up what goes in one direction or both."""
