@@ -61,6 +61,15 @@ class Process:
         return self.tasks
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on where it lies in memory."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
@@ -82,6 +91,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = START_S
         self._clock_resolution = 1e-9
         self._queues: dict[Process | None, deque[asyncio.Handle]] = {}
+        self._tasks_made = 0
         self._everybody: list[asyncio.Task[Any]] = []
         self.set_task_factory(self._make_task)
         self.set_exception_handler(self._note_failure)
@@ -193,7 +203,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return outcome
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, context: Context | None = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, context=context)
+        task = NumberedTask.__new__(NumberedTask)
+        self._tasks_made += 1
+        # It is in a set from its first moment on.
+        task.number = self._tasks_made
+        task.__init__(coro, loop=loop, context=context)  # type: ignore[misc]
         process = (context or copy_context()).get(PROCESS)
         if process is not None:
             process.tasks.append(task)

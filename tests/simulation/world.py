@@ -85,7 +85,7 @@ class World:
         self._open: list[Connection] = []
         self._waiting: dict[str, list[tuple[AgentLife, asyncio.Future[Connection | None]]]] = {}
         self._gone_unheard: list[Connection] = []
-        self._calls: set[asyncio.Future[tuple[Any, Exception | None]]] = set()
+        self._calls: dict[asyncio.Future[tuple[Any, Exception | None]], None] = {}
         self._next_folder = self._new_folder()
         self._peace = False
 
@@ -383,7 +383,7 @@ class World:
         if life is None or not life.serving:
             raise LostError(reached=False)
         outcome: asyncio.Future[tuple[Any, Exception | None]] = self.loop.create_future()
-        self._calls.add(outcome)
+        self._calls[outcome] = None
         self.loop.start(life.process, self._serve(life, method, request, outcome))
         try:
             async with asyncio.timeout(timeout_s):
@@ -391,7 +391,7 @@ class World:
         except TimeoutError:
             raise LostError(reached=True) from None
         finally:
-            self._calls.discard(outcome)
+            del self._calls[outcome]
         await asyncio.sleep(self.random.random() * 0.01)
         if error is not None:
             raise error
