@@ -1,10 +1,10 @@
 """What must hold at every moment, compared with the truth that the change log tells.
 
-``enforces``: an agent that was brought to revision r enforces exactly the state of r. ``lost``: what was acknowledged is stored, and
-stays. ``span``: an agent is sent what its servers need and nothing else, and one that a server leaves keeps it until another has it.
-``in_force``: WaitForRevision says so only if it is. ``flows``: verdicts are those of the state in force, and connections live, end and
-resume by it. ``bounds``: nothing is left over. ``converge``: all agents get there once the faults have ended. ``bug``: an exception
-that nobody expected.
+``enforces``: an agent that was brought to revision r enforces exactly the state of r. ``lost``: what was acknowledged is stored,
+and stays. ``span``: an agent is sent what its servers need and nothing else, and one that a server leaves keeps it until another
+has it. ``in_force``: WaitForRevision says so only if it is. ``flows``: verdicts are those of the state in force, and connections
+live, end and resume by it. ``bounds``: nothing is left over. ``converge``: all agents get there once the faults have ended.
+``bug``: an exception that nobody expected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from secgroups.agent.flow import Reason, TcpFlags
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from controller_life import ControllerLife, Refusal
+    from controller_life import ControllerLife, RefusalError
     from network import Connection
     from world import World
 
@@ -81,7 +81,6 @@ class Checks:
         if not branch.has(revision):
             return f"line {branch.number} has no such revision"
         state = branch.at(revision)
-        rejected = life.rejected = self._rejected(life, state)
         extra = frozenset(
             name
             for kind, name in objects
@@ -93,6 +92,7 @@ class Checks:
             if not self._moved_from(branch, revision, name, life.agent_id):
                 return f"server {name} is guarded and never was to be"
         expected = branch.spanned(revision, life.agent_id, extra)
+        rejected = life.rejected = self._rejected(life, state) & expected.keys()
         for key in sorted(rejected):
             if not (life.agent_id in self._world.plan.old_agents and self._is_strange(state, key)):
                 return f"{key} was rejected without a reason"
@@ -211,7 +211,7 @@ class Checks:
         elif not _is_so(method, request, response, branch.at(response.revision)):
             self._fail("lost", f"{method} {request} was acknowledged as {response}, which is not what is stored")
 
-    def refused(self, method: str, request: Any, refusal: Refusal, *, in_doubt: bool) -> None:
+    def refused(self, method: str, request: Any, refusal: RefusalError, *, in_doubt: bool) -> None:
         """Names are used once: only a repeat that is not recognised can meet its own first try."""
         if (
             refusal.code == "ALREADY_EXISTS"
@@ -246,7 +246,7 @@ class Checks:
 
     @staticmethod
     def _has_it_all(life: AgentLife, branch: Branch, revision: int) -> bool:
-        """Whether what an agent enforces is what a revision asks for, though it was not told of the revision: it held that already."""
+        """Whether an agent enforces what a revision asks for though it was not told of the revision: it held that before."""
         objects = life.objects()
         return all(objects.get(key) == value for key, value in branch.spanned(revision, life.agent_id, frozenset()).items())
 

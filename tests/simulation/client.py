@@ -6,7 +6,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from controller_life import Refusal
+from controller_life import RefusalError
 from truth import State
 
 from secgroups.v1 import attachment_service_pb2 as attachments
@@ -59,7 +59,7 @@ class Client:
         method, request = self._some_change(self._world.branch.latest)
         try:
             response = await self._call(method, request)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             self._world.count(f"refused {refusal.code}")
             return
         except LostError:
@@ -76,7 +76,7 @@ class Client:
         for _ in range(CALL_ATTEMPTS_MAX):
             try:
                 branch, response = await self._world.call(method, request, CALL_TIMEOUT_S)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 if refusal.code == "UNAVAILABLE" and repeatable:
                     await asyncio.sleep(0.2 + self._random.random() * 0.3)
                     continue
@@ -97,7 +97,7 @@ class Client:
         request.timeout.FromMilliseconds(self._random.choice((0, 200, 3_000)))
         try:
             _, response = await self._world.call("WaitForRevision", request, CALL_TIMEOUT_S)
-        except (Refusal, LostError):
+        except (RefusalError, LostError):
             return
         self._world.count("in_force" if response.in_force else "not_in_force")
 

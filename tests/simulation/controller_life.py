@@ -79,7 +79,7 @@ class LoopWriter:
         await self._idle.wait()
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A call that was answered with an error."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -160,11 +160,11 @@ class ControllerLife:
     # Calls.
 
     async def serve(self, method: str, request: Any) -> Any:
-        """Answer a call; to be run in the process. Refusal if the answer is an error."""
+        """Answer a call; to be run in the process. RefusalError if the answer is an error."""
         try:
             response = await self.services[method](request, _CallContext())
         except ControllerError as error:
-            raise Refusal(error.code, str(error)) from None
+            raise RefusalError(error.code, str(error)) from None
         self.world.answered(self, method, request, response)
         return response
 

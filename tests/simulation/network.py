@@ -1,4 +1,4 @@
-"""Streams between simulated agents and controllers: bytes that are delayed, held up, lost with their connection, never reordered in it.
+"""Streams between simulated agents and controllers: bytes that are late, held up or lost with their connection, always in order.
 
 The two ends behave as those of grpc.aio do: an agent's call raises AioRpcError, answers EOF or is cancelled; a controller's context
 answers EOF and has its handler cancelled when the connection is lost.
@@ -36,7 +36,7 @@ class Link:
 
 
 class Pipe:
-    """One direction of a connection: messages arrive in order, if they do. A write waits while too many are on their way or unread."""
+    """One direction of a connection: messages arrive in order, if they do. A write waits while too many are under way or unread."""
 
     def __init__(self, loop: VirtualLoop, link: Link, blocked: Callable[[], bool]) -> None:
         self._loop = loop

@@ -74,7 +74,7 @@ def plan_of(seed: int) -> Plan:
         coalesce_s=random.choice((0.0, 0.005, 0.05)),
         reconnect_max_s=random.choice((0.5, 2.0, 5.0)),
         cache_interval_s=random.choice((0.05, 0.3, 1.0)),
-        duration_s=random.uniform(5, 15),
+        duration_s=random.uniform(4, 10),
         clients=random.randint(1, 3),
         think_s=random.choice((0.05, 0.2, 0.5)),
         fault_pause_s=random.choice((0.2, 0.5, 1.5)),

@@ -78,6 +78,9 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="take seeds from standard input")
     parser.add_argument("--planted", default="", choices=["", *PLANTED], help="run with this bug")
     arguments = parser.parse_args()
+    # What was imported stays: no need to look at it between seeds.
+    gc.collect()
+    gc.freeze()
     if arguments.serve:
         serve()
         return 0

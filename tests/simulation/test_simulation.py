@@ -17,11 +17,12 @@ import pytest
 
 SIMULATE = Path(__file__).with_name("simulate.py")
 SEEDS = range(1, 201)
-# Everything that a seed can meet; see ``plan.FAULTS``. Each must have been met by one of the seeds, or they show less than they say.
-FAULTS = (
-    "reset reset_in_flight partition one_way_partition refuse slow_link stuck_reader controller_pause controller_kill "
-    "controller_restart agent_kill agent_restart damage new_host twin disk_full store_fails restore clock_jump"
-).split()
+# What a seed can meet; see ``plan.FAULTS``. Each must have been met by one of the seeds, or they show less than they say.
+FAULTS = [
+    *("reset", "reset_in_flight", "partition", "one_way_partition", "refuse", "slow_link", "stuck_reader", "twin", "new_host"),
+    *("controller_pause", "controller_kill", "controller_restart", "agent_kill", "agent_restart", "damage", "disk_full"),
+    *("store_fails", "restore", "clock_jump"),
+]
 MODES = ["snapshot"]
 OCCURRENCES = [
     *(f"fault {name}" for name in FAULTS),

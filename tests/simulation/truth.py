@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-from secgroups.controller.model import AnywhereRemote, Change, Group, GroupRemote, Rule, Server
+from secgroups.controller.model import Address, AnywhereRemote, Change, Group, GroupRemote, Rule, Server
 
 Key = tuple[str, str]  # "server", "group" or "set", and its name.
 
@@ -58,7 +58,7 @@ def spanned(state: State, agent_id: str, extra_servers: Iterable[str] = ()) -> d
         rules_of.setdefault(rule.group_id, []).append(rule)
     remotes: set[str] = set()
     for server in servers:
-        objects["server", server.key] = (frozenset(map(str, server.addresses)), tuple(sorted(server.group_ids)))
+        objects["server", server.key] = (frozenset(server.addresses), tuple(sorted(server.group_ids)))
         for group_id in server.group_ids:
             rules = rules_of.get(group_id, [])
             objects["group", group_id] = (state.groups[group_id].name, frozenset(map(_rule_shape, rules)))
@@ -68,19 +68,18 @@ def spanned(state: State, agent_id: str, extra_servers: Iterable[str] = ()) -> d
     return objects
 
 
-def members(state: State, group_id: str) -> frozenset[str]:
+def members(state: State, group_id: str) -> frozenset[Address]:
     """Return the addresses of the servers of a group."""
-    return frozenset(
-        str(address) for server in state.servers.values() if group_id in server.group_ids for address in server.addresses
-    )
+    return frozenset(address for server in state.servers.values() if group_id in server.group_ids for address in server.addresses)
 
 
 def _rule_shape(rule: Rule) -> tuple[Any, ...]:
     spec = rule.spec
+    remote: object
     if isinstance(spec.remote, AnywhereRemote):
         remote = None
     else:
-        remote = spec.remote.group_id if isinstance(spec.remote, GroupRemote) else str(spec.remote)
+        remote = spec.remote.group_id if isinstance(spec.remote, GroupRemote) else spec.remote
     return rule.id, int(spec.direction), spec.protocol, spec.ports, spec.icmp_type, spec.icmp_code, remote
 
 
@@ -88,7 +87,7 @@ def enforced(ruleset: Any) -> dict[Key, Any]:
     """Return what an agent's firewall has in force, in the same shape."""
     objects: dict[Key, Any] = {}
     for name, binding in ruleset.servers.items():
-        objects["server", name] = (frozenset(map(str, binding.addresses)), tuple(sorted(binding.group_ids)))
+        objects["server", name] = (frozenset(binding.addresses), tuple(sorted(binding.group_ids)))
     for name, group in ruleset.groups.items():
         rules = frozenset(
             (
@@ -98,13 +97,13 @@ def enforced(ruleset: Any) -> dict[Key, Any]:
                 rule.ports,
                 rule.icmp_type,
                 rule.icmp_code,
-                str(rule.remote) if rule.remote is not None else None,
+                rule.remote,
             )
             for rule in group.rules
         )
         objects["group", name] = (group.name, rules)
     for name, held in ruleset.sets.items():
-        objects["set", name] = frozenset(map(str, held.members))
+        objects["set", name] = frozenset(held.members)
     return objects
 
 
@@ -136,7 +135,7 @@ def _covers(state: State, rule: Rule, opening: Opening) -> bool:
         return True
     if isinstance(remote, (IPv4Network, IPv6Network)):
         return opening.remote in remote
-    return str(opening.remote) in members(state, remote.group_id)
+    return opening.remote in members(state, remote.group_id)
 
 
 class Branch:

@@ -15,7 +15,7 @@ import faults
 from agent_life import AgentLife, Host
 from checks import STRANGE_PROTOCOL, Checks
 from client import Client, LostError
-from controller_life import ControllerLife, Refusal
+from controller_life import ControllerLife, RefusalError
 from entropy import LogEar, seed_everything
 from network import Connection, Link
 from plan import WEIGHTS, Plan
@@ -377,7 +377,7 @@ class World:
         return True
 
     async def call(self, method: str, request: Any, timeout_s: float) -> tuple[Branch, Any]:
-        """Make a call; return its answer and the line of history it was given on. Refusal, LostError."""
+        """Make a call; return its answer and the line of history it was given on. RefusalError, LostError."""
         await asyncio.sleep(self.random.random() * 0.01)
         life = self.controller
         if life is None or not life.serving:
@@ -406,7 +406,7 @@ class World:
         error: Exception | None = None
         try:
             response = await life.serve(method, type(request).FromString(request.SerializeToString()))
-        except Refusal as refusal:
+        except RefusalError as refusal:
             error = refusal
         except asyncio.CancelledError:
             error = LostError(reached=True)

@@ -25,7 +25,8 @@ class Roster:
         self._state = state
         self._moves = moves
         self._records: dict[str, AgentRecord] = {}
-        self._watchers: dict[str, set[Callable[[str], None]]] = {}
+        # By agent; told in the order in which they came.
+        self._watchers: dict[str, dict[Callable[[str], None], None]] = {}
 
     def find(self, agent_id: str) -> AgentRecord | None:
         """Return the record of an agent that has connected."""
@@ -76,12 +77,12 @@ class Roster:
         """Call ``watcher`` with an agent's id whenever one of ``agent_ids`` acknowledges something; return what ends that."""
         watched = list(agent_ids)
         for agent_id in watched:
-            self._watchers.setdefault(agent_id, set()).add(watcher)
+            self._watchers.setdefault(agent_id, {})[watcher] = None
 
         def unwatch() -> None:
             for agent_id in watched:
-                watchers = self._watchers.get(agent_id, set())
-                watchers.discard(watcher)
+                watchers = self._watchers.get(agent_id, {})
+                watchers.pop(watcher, None)
                 if not watchers:
                     self._watchers.pop(agent_id, None)
 
