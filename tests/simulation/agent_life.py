@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from network import Dialling
+from streams import Dialling
 from truth import Branch, Key, Opening, enforced
 from virtual_loop import Process
 
@@ -21,7 +21,7 @@ from secgroups.agent.settings import EngineSettings
 from secgroups.agent.subscription import Identity, Subscription
 
 if TYPE_CHECKING:
-    from network import Connection
+    from streams import Connection
     from world import World
 
     from secgroups.v1 import agent_service_pb2 as pb
@@ -143,7 +143,7 @@ class AgentLife:
             host.watched.clear()
         if state is not None:
             self._restore(state)
-            self.branches = world.branches_of(self)
+            self.branches = world.fleet.branches_of(self)
         self._writer = CacheWriter(self._cache, self.replica, interval_s=world.plan.cache_interval_s)
         self.subscription = Subscription(
             "controller",
@@ -157,7 +157,7 @@ class AgentLife:
             connect=lambda _: Dialling(self),  # type: ignore[arg-type, return-value]
         )
         self._tasks = [asyncio.create_task(self.subscription.run()), asyncio.create_task(self._writer.run())]
-        world.started(self)
+        world.fleet.started(self)
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in self._tasks:
             if task.done() and not task.cancelled():

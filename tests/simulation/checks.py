@@ -20,7 +20,7 @@ from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
     from controller_life import ControllerLife, RefusalError
-    from network import Connection
+    from streams import Connection
     from world import World
 
 CHECKS = ("enforces", "lost", "span", "in_force", "flows", "bounds", "converge", "bug")
@@ -103,7 +103,7 @@ class Checks:
 
     def still_held(self, life: AgentLife, state: State) -> frozenset[str]:
         """Return the servers that an agent has to keep because the one they moved to can't enforce one of their groups."""
-        rejected = {other.life.agent_id: other.life.rejected for other in self._world.hosts if other.life is not None}
+        rejected = {other.life.agent_id: other.life.rejected for other in self._world.fleet.hosts if other.life is not None}
         return frozenset(
             name
             for name in life.servers
@@ -161,7 +161,7 @@ class Checks:
             for (number, agent_id, held), had in self.had.items()
         ) or any(
             other.life is not None and other.agent_id != life.agent_id and other.life.process.alive and name in other.life.servers
-            for other in self._world.hosts
+            for other in self._world.fleet.hosts
         )
         if not elsewhere:
             self._fail(
@@ -202,14 +202,22 @@ class Checks:
 
     def acknowledged(self, branch: Branch, method: str, request: Any, response: Any) -> None:
         """Hold a change that was acknowledged against what is stored."""
-        if not hasattr(response, "revision") or method == "WaitForRevision":
-            return
-        if not branch.has(response.revision):
+        if getattr(request, "validate_only", False):
+            self._previewed(branch, method, response)
+        elif not branch.has(response.revision):
             self._fail(
                 "lost", f"{method} was acknowledged at revision {response.revision}, the log ends at {branch.latest.revision}"
             )
         elif not _is_so(method, request, response, branch.at(response.revision)):
             self._fail("lost", f"{method} {request} was acknowledged as {response}, which is not what is stored")
+
+    def _previewed(self, branch: Branch, method: str, response: Any) -> None:
+        """What was only tried has no revision of its own, and counts flows on agents that there are."""
+        if not branch.has(response.revision):
+            self._fail("lost", f"a preview of {method} has revision {response.revision}, the log ends at {branch.latest.revision}")
+        cut = response.preview.flows_cut
+        self._world.count("preview counted", int(cut.agents_counted > 0))
+        self._world.count("preview not counted", int(cut.uncounted_count > 0))
 
     def refused(self, method: str, request: Any, refusal: RefusalError, *, in_doubt: bool) -> None:
         """Names are used once: only a repeat that is not recognised can meet its own first try."""
@@ -232,7 +240,7 @@ class Checks:
             return
         for agent_id in sorted(branch.touched(revision)):
             status = life.core.publisher.find_status(agent_id)
-            known = self._world.lives_by_boot.get(status.boot_id) if status else None
+            known = self._world.fleet.lives_by_boot.get(status.boot_id) if status else None
             if known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
             elif known.in_force.get(branch.number, -1) < revision and not self._has_it_all(known, branch, revision):

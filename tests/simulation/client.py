@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from controller_life import RefusalError
+from controller_seat import LostError
 from truth import State
 
 from secgroups.v1 import attachment_service_pb2 as attachments
@@ -28,15 +29,9 @@ GROUPS_MAX = 6
 RULES_PER_GROUP_MAX = 6
 SERVERS_MAX = 10
 CALL_TIMEOUT_S = 5.0
+# The share of changes that are only tried.
+PREVIEWED = 0.1
 CALL_ATTEMPTS_MAX = 40
-
-
-class LostError(Exception):
-    """Whether the call was made is not known. ``reached``: it may have been."""
-
-    def __init__(self, *, reached: bool) -> None:
-        super().__init__("unavailable")
-        self.reached = reached
 
 
 class Client:
@@ -56,7 +51,11 @@ class Client:
 
     async def step(self) -> None:
         """Change something."""
-        method, request = self._some_change(self._world.branch.latest)
+        method, request = self._some_change(self._world.seat.branch.latest)
+        if self._random.random() < PREVIEWED:
+            request.validate_only = True
+            if "request_id" in request.DESCRIPTOR.fields_by_name:
+                request.ClearField("request_id")
         try:
             response = await self._call(method, request)
         except RefusalError as refusal:
@@ -64,6 +63,9 @@ class Client:
             return
         except LostError:
             self._world.count("change_in_doubt")
+            return
+        if request.validate_only:
+            self._world.count("previewed")
             return
         self._world.count("acknowledged")
         if self._random.random() < 0.3:
@@ -75,7 +77,7 @@ class Client:
         in_doubt = False
         for _ in range(CALL_ATTEMPTS_MAX):
             try:
-                branch, response = await self._world.call(method, request, CALL_TIMEOUT_S)
+                branch, response = await self._world.seat.call(method, request, CALL_TIMEOUT_S)
             except RefusalError as refusal:
                 if refusal.code == "UNAVAILABLE" and repeatable:
                     await asyncio.sleep(0.2 + self._random.random() * 0.3)
@@ -96,7 +98,7 @@ class Client:
         request = rulesets.WaitForRevisionRequest(revision=revision)
         request.timeout.FromMilliseconds(self._random.choice((0, 200, 3_000)))
         try:
-            _, response = await self._world.call("WaitForRevision", request, CALL_TIMEOUT_S)
+            _, response = await self._world.seat.call("WaitForRevision", request, CALL_TIMEOUT_S)
         except (RefusalError, LostError):
             return
         self._world.count("in_force" if response.in_force else "not_in_force")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from network import Connection, ServerContext
+from streams import Connection, ServerContext
 from truth import Branch
 from virtual_loop import Process
 
@@ -111,15 +111,15 @@ class ControllerLife:
 
     async def _run(self) -> None:
         world, plan = self.world, self.world.plan
-        self._store = SqliteStore(self.folder / DATABASE, clock_us=lambda: world.wall_ns(world.controller_clock_ns) // 1000)
-        world.opened(self, self._store)
+        self._store = SqliteStore(self.folder / DATABASE, clock_us=lambda: world.wall_ns(world.seat.clock_ns) // 1000)
+        world.seat.opened(self, self._store)
         self._core = core = Core(
             self._store,
             preview_timeout_s=0.5,
             start_writer=lambda work: LoopWriter(self, work),  # type: ignore[arg-type, return-value]
         )
         clocks = Clocks(
-            time_of_day_ns=lambda: world.wall_ns(world.controller_clock_ns), monotonic_ns=lambda: int(world.loop.time() * 1e9)
+            time_of_day_ns=lambda: world.wall_ns(world.seat.clock_ns), monotonic_ns=lambda: int(world.loop.time() * 1e9)
         )
         watchers = Watchers(16)
         core.listen(watchers.changed)
@@ -154,7 +154,7 @@ class ControllerLife:
             done = work(batch)
         finally:
             store._connection.set_progress_handler(None, 0)
-        self.world.committed(self, store)
+        self.world.seat.committed(self, store)
         return done
 
     # Calls.
@@ -165,7 +165,7 @@ class ControllerLife:
             response = await self.services[method](request, _CallContext())
         except ControllerError as error:
             raise RefusalError(error.code, str(error)) from None
-        self.world.answered(self, method, request, response)
+        self.world.seat.answered(self, method, request, response)
         return response
 
     def accept(self, connection: Connection) -> None:
@@ -180,7 +180,7 @@ class ControllerLife:
         except ControllerError as error:
             status = (grpc.StatusCode[error.code], str(error))
             self.world.count("stream_refused")
-            self.world.refused(connection, error)
+            self.world.seat.refused(connection, error)
         except asyncio.CancelledError:
             status = (grpc.StatusCode.CANCELLED, "")
         except (grpc.aio.InternalError, asyncio.InvalidStateError) as error:

@@ -18,7 +18,7 @@ def begin(world: World, name: str) -> bool:
 
 
 def _some_host(world: World) -> Host:
-    return world.random.choice(world.hosts)
+    return world.random.choice(world.fleet.hosts)
 
 
 def _some_time_s(world: World) -> float:
@@ -26,7 +26,7 @@ def _some_time_s(world: World) -> float:
 
 
 def _reset(world: World) -> bool:
-    connections = world.open_connections()
+    connections = world.network.open_connections()
     if not connections:
         return False
     connection = world.random.choice(connections)
@@ -38,26 +38,26 @@ def _reset_in_flight(world: World) -> bool:
     """Lose a connection, the present one or the next, at one of its next messages."""
     host = _some_host(world)
     after = world.random.randint(1, 12)
-    for connection in world.open_connections():
+    for connection in world.network.open_connections():
         if connection.agent.host is host and world.random.random() < 0.5:
             connection.reset_after = connection.messages + after
             return True
-    world.reset_next[host.name] = after
+    world.network.reset_next[host.name] = after
     return True
 
 
 def _partition(world: World) -> bool:
     host = _some_host(world)
-    return world.block(host, up=True, down=True, for_s=_some_time_s(world))
+    return world.network.block(host, up=True, down=True, for_s=_some_time_s(world))
 
 
 def _one_way_partition(world: World) -> bool:
     up = world.random.random() < 0.5
-    return world.block(_some_host(world), up=up, down=not up, for_s=_some_time_s(world))
+    return world.network.block(_some_host(world), up=up, down=not up, for_s=_some_time_s(world))
 
 
 def _refuse(world: World) -> bool:
-    link = world.links[_some_host(world).name]
+    link = world.network.links[_some_host(world).name]
     link.refused = True
     world.loop.later(_some_time_s(world), setattr, link, "refused", False)
     _reset(world)
@@ -65,7 +65,7 @@ def _refuse(world: World) -> bool:
 
 
 def _slow_link(world: World) -> bool:
-    link = world.links[_some_host(world).name]
+    link = world.network.links[_some_host(world).name]
     delay_s, link.delay_s = link.delay_s, link.delay_s + world.random.choice((0.05, 0.3, 1.0))
     world.loop.later(_some_time_s(world), setattr, link, "delay_s", min(delay_s, world.plan.delay_s))
     return True
@@ -81,23 +81,23 @@ def _stuck_reader(world: World) -> bool:
 
 
 def _controller_pause(world: World) -> bool:
-    if world.controller is None:
+    if world.seat.life is None:
         return False
-    world.controller.process.paused = True
-    world.loop.later(_some_time_s(world) / 2, setattr, world.controller.process, "paused", False)
+    world.seat.life.process.paused = True
+    world.loop.later(_some_time_s(world) / 2, setattr, world.seat.life.process, "paused", False)
     return True
 
 
 def _controller_kill(world: World) -> bool:
-    life = world.controller
+    life = world.seat.life
     if life is None:
         return False
-    life.process.after_steps(world.random.randint(1, STEPS_MAX), lambda: world.kill_controller(life, _some_time_s(world) / 2))
+    life.process.after_steps(world.random.randint(1, STEPS_MAX), lambda: world.seat.kill(life, _some_time_s(world) / 2))
     return True
 
 
 def _controller_restart(world: World) -> bool:
-    return world.stop_controller(_some_time_s(world) / 2)
+    return world.seat.stop(_some_time_s(world) / 2)
 
 
 def _agent_kill(world: World) -> bool:
@@ -105,7 +105,7 @@ def _agent_kill(world: World) -> bool:
     life = host.life
     if life is None:
         return False
-    life.process.after_steps(world.random.randint(1, STEPS_MAX), lambda: world.kill_agent(life, _some_time_s(world)))
+    life.process.after_steps(world.random.randint(1, STEPS_MAX), lambda: world.fleet.kill(life, _some_time_s(world)))
     return True
 
 
@@ -116,25 +116,25 @@ def _damage(world: World) -> bool:
         return False
     how = world.random.choice(("torn", "flipped", "missing", "leftover"))
     world.count(f"cache {how}")
-    world.kill_agent(host.life, _some_time_s(world))
+    world.fleet.kill(host.life, _some_time_s(world))
     host.damage(how)
     return True
 
 
 def _agent_restart(world: World) -> bool:
     life = _some_host(world).life
-    return life is not None and world.stop_agent(life, _some_time_s(world) / 4)
+    return life is not None and world.fleet.stop(life, _some_time_s(world) / 4)
 
 
 def _new_host(world: World) -> bool:
     """Let an agent id turn up on another machine, its old one gone."""
     host = _some_host(world)
-    return host.life is not None and world.rehouse(host)
+    return host.life is not None and world.fleet.rehouse(host)
 
 
 def _twin(world: World) -> bool:
     """Start a second process with the id of one that runs."""
-    return world.add_twin(_some_host(world), _some_time_s(world) + 1)
+    return world.fleet.add_twin(_some_host(world), _some_time_s(world) + 1)
 
 
 def _disk_full(world: World) -> bool:
@@ -147,21 +147,21 @@ def _disk_full(world: World) -> bool:
 
 
 def _store_fails(world: World) -> bool:
-    if world.controller is None:
+    if world.seat.life is None:
         return False
-    world.controller.commits_to_fail = world.random.randint(1, 4)
+    world.seat.life.commits_to_fail = world.random.randint(1, 4)
     return True
 
 
 def _restore(world: World) -> bool:
-    return world.put_back()
+    return world.seat.put_back()
 
 
 def _clock_jump(world: World) -> bool:
     """Set the clock of the controller or of an agent's machine; never by so much that kept answers are forgotten."""
     jump_ns = world.random.choice((-1, 1)) * world.random.choice((1, 60, 900)) * 1_000_000_000
     if world.random.random() < 0.5:
-        world.controller_clock_ns = jump_ns
+        world.seat.clock_ns = jump_ns
     else:
         _some_host(world).clock_ns = jump_ns
     return True

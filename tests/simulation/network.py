@@ -1,305 +1,156 @@
-"""Streams between simulated agents and controllers: bytes that are late, held up or lost with their connection, always in order.
-
-The two ends behave as those of grpc.aio do: an agent's call raises AioRpcError, answers EOF or is cancelled; a controller's context
-answers EOF and has its handler cancelled when the connection is lost.
-"""
+"""The ways between agents and controller: who reaches whom, what is held up, and a look at everything that is said."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
+from checks import STRANGE_PROTOCOL
+from streams import Connection, Link
 
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from agent_life import AgentLife
+    from agent_life import AgentLife, Host
     from controller_life import ControllerLife
-    from virtual_loop import VirtualLoop
+    from world import World
 
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-
-
-class Link:
-    """The way between one agent and whatever controller there is. Delays in seconds."""
-
-    def __init__(self) -> None:
-        self.delay_s = 0.001
-        self.jitter_s = 0.002
-        self.up_blocked = False
-        self.down_blocked = False
-        self.refused = False
-        self.capacity = 64
+_UNKNOWN_FIELD = b"\xf8\x3f\x01"  # Field 1023, varint 1: one that no program of today knows.
 
 
-class Pipe:
-    """One direction of a connection: messages arrive in order, if they do. A write waits while too many are under way or unread."""
+class Network:
+    """All links and connections. ``reset_next`` says, by host, after how many messages its next connection is lost."""
 
-    def __init__(self, loop: VirtualLoop, link: Link, blocked: Callable[[], bool]) -> None:
-        self._loop = loop
-        self._link = link
-        self._blocked = blocked
-        self._travelling: deque[tuple[float, bytes | None]] = deque()
-        self._arrived: deque[bytes | None] = deque()
-        self._reader: asyncio.Future[None] | None = None
-        self._writers: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self.broken = False
+    def __init__(self, world: World) -> None:
+        self.links: dict[str, Link] = {}
+        self.reset_next: dict[str, int] = {}
+        self._world = world
+        self._connections = 0
+        self._open: list[Connection] = []
+        self._waiting: dict[str, list[tuple[AgentLife, asyncio.Future[Connection | None]]]] = {}
+        self._gone_unheard: list[Connection] = []
 
-    @property
-    def load(self) -> int:
-        """How many messages are on their way or unread."""
-        return len(self._travelling) + len(self._arrived)
+    def add_link(self, name: str) -> None:
+        """Lay the way to a new host."""
+        link = self.links[name] = Link()
+        plan = self._world.plan
+        link.delay_s, link.jitter_s, link.capacity = plan.delay_s, plan.jitter_s, plan.capacity
 
-    async def write(self, message: bytes) -> None:
-        """Hand a message over; return when there is room for it. ConnectionError if the connection is lost."""
-        while not self.broken and self.load >= self._link.capacity:
-            waiter = self._loop.create_future()
-            self._writers.append(waiter)
-            await waiter
-        if self.broken:
-            raise ConnectionError("the connection is lost")
-        self.send(message)
+    def controller_gone(self, life: ControllerLife) -> None:
+        """Let the agents of a controller that is gone find out, where word of it gets through."""
+        for connection in list(self._open):
+            if connection.controller is life:
+                self._open.remove(connection)
+                if not connection.link.down_blocked:
+                    self._world.loop.later(self._world.random.random() * 0.01, connection.end_at_agent)
 
-    def send(self, message: bytes | None) -> None:
-        """Send a message, None for the end, whatever room there is."""
-        link = self._link
-        due_s = self._loop.time() + link.delay_s + self._loop.random.random() * link.jitter_s
-        if self._travelling:
-            due_s = max(due_s, self._travelling[-1][0])
-        self._travelling.append((due_s, message))
-        self._plan()
+    def agent_gone(self, life: AgentLife) -> None:
+        """Let the controller of an agent that is gone find out, when word of it gets through."""
+        for connection in list(self._open):
+            if connection.agent is life:
+                self._open.remove(connection)
+                connection.down.broken = True
+                self.hung_up(connection)
 
-    def _plan(self) -> None:
-        if self._timer is None and self._travelling:
-            self._timer = self._loop.later(max(0.0, self._travelling[0][0] - self._loop.time()), self._arrive)
+    def hung_up(self, connection: Connection) -> None:
+        """Let the controller find out that an agent's end is gone, when word of it gets through."""
+        if connection.link.up_blocked:
+            self._gone_unheard.append(connection)
+        else:
+            self._world.loop.later(self._world.random.random() * 0.01, connection.end_at_controller)
 
-    def _arrive(self) -> None:
-        self._timer = None
-        if self.broken or self._blocked():
+    def open_connections(self) -> list[Connection]:
+        """Return the connections that neither end has given up."""
+        self._open = [connection for connection in self._open if not connection.up.broken and not connection.down.broken]
+        return self._open
+
+    def connect(self, agent: AgentLife, outcome: asyncio.Future[Connection | None]) -> None:
+        """Connect an agent, or not, a little later."""
+        link = self.links[agent.host.name]
+        self._world.loop.later(link.delay_s + self._world.random.random() * link.jitter_s, self._connect, agent, outcome)
+
+    def _connect(self, agent: AgentLife, outcome: asyncio.Future[Connection | None]) -> None:
+        if outcome.done() or not agent.process.alive:
             return
-        while self._travelling and self._travelling[0][0] <= self._loop.time():
-            self._arrived.append(self._travelling.popleft()[1])
-        self._wake_reader()
-        self._plan()
+        link, controller = self.links[agent.host.name], self._world.seat.life
+        if link.up_blocked or link.down_blocked:
+            self._waiting.setdefault(agent.host.name, []).append((agent, outcome))
+        elif link.refused or controller is None or not controller.serving:
+            outcome.set_result(None)
+        else:
+            self._connections += 1
+            connection = Connection(self._world.loop, link, agent, controller, self._connections)
+            connection.reset_after = self.reset_next.pop(agent.host.name, None)
+            self._open.append(connection)
+            self._world.note("connected", agent.process.name, controller.process.name)
+            controller.accept(connection)
+            outcome.set_result(connection)
 
-    def unblock(self) -> None:
-        """Go on after the way was blocked."""
-        self._plan()
+    def leak(self, connection: Connection) -> None:
+        """Start a task in the controller that never ends."""
+        self._world.count("planted")
+        self._world.loop.start(connection.controller.process, asyncio.sleep(1e9))
 
-    async def read(self) -> bytes | None:
-        """Return the next message, None at the end. ConnectionError if the connection is lost and nothing is left."""
-        while not self._arrived:
-            if self.broken:
-                raise ConnectionError("the connection is lost")
-            self._reader = self._loop.create_future()
-            await self._reader
-        message = self._arrived.popleft()
-        if self._writers:
-            waiter = self._writers.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-        return message
-
-    def break_off(self) -> None:
-        """Lose what is on its way, and the connection."""
-        self.broken = True
-        self._travelling.clear()
-        self._wake_reader()
-        while self._writers:
-            waiter = self._writers.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _wake_reader(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-
-class Connection:
-    """A stream between one life of an agent and one of a controller."""
-
-    def __init__(self, loop: VirtualLoop, link: Link, agent: AgentLife, controller: ControllerLife, number: int) -> None:
-        self.number = number
-        self.link = link
-        self.agent = agent
-        self.controller = controller
-        self.up = Pipe(loop, link, lambda: link.up_blocked)
-        self.down = Pipe(loop, link, lambda: link.down_blocked)
-        self.status: tuple[grpc.StatusCode, str] | None = None
-        self.handler: asyncio.Task[None] | None = None
-        self.messages = 0
-        self.reset_after: int | None = None
-        # What was seen on it, for the checks.
-        self.welcomed: pb.Welcome | None = None
-        self.held_servers: set[str] = set()
-        self._loop = loop
-
-    @property
-    def is_open(self) -> bool:
-        return not (self.up.broken and self.down.broken)
-
-    def reset(self, agent_delay_s: float = 0.0, controller_delay_s: float = 0.0) -> None:
-        """Lose the connection; each end finds out after its delay."""
-        self._loop.later(agent_delay_s, self.end_at_agent)
-        self._loop.later(controller_delay_s, self.end_at_controller)
-
-    def end_at_agent(self) -> None:
-        """Let the agent find out that the connection is lost."""
-        self.status = self.status or (UNAVAILABLE, "Socket closed")
-        self.down.break_off()
-
-    def end_at_controller(self) -> None:
-        """Let the controller find out: reads end, and the handler is cancelled a little later, as grpc.aio does."""
-        if self.up.broken:
-            return
-        self.up.break_off()
-        handler = self.handler
-        if handler is not None and not handler.done() and self.controller.process.alive:
-            self._loop.call_later(self._loop.random.random() * 0.002, handler.cancel, context=self.controller.process.context)
-
-
-class ServerContext:
-    """The controller's end, as a grpc.aio.ServicerContext."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def read(self) -> Any:
-        try:
-            message = await self._connection.up.read()
-        except ConnectionError:
-            return grpc.aio.EOF
-        if message is None:
-            return grpc.aio.EOF
-        return pb.SubscribeRequest.FromString(message)
-
-    async def write(self, message: Any) -> None:
-        connection = self._connection
-        packed = message if isinstance(message, bytes) else message.SerializeToString()
-        if connection.up.broken:
-            raise asyncio.InvalidStateError("the connection is lost")
-        for out in connection.controller.world.on_down(connection, packed):
-            try:
-                await connection.down.write(out)
-            except ConnectionError:
-                # As for grpc.aio: a batch on a call that is gone fails.
-                raise grpc.aio.InternalError("the connection is lost") from None
-
-    def peer(self) -> str:
-        return f"sim:{self._connection.number}"
-
-    def cancelled(self) -> bool:
-        return self._connection.up.broken
-
-    def done(self) -> bool:
-        return self._connection.up.broken
-
-
-class ClientCall:
-    """The agent's end, as a grpc.aio.StreamStreamCall."""
-
-    def __init__(self, agent: AgentLife) -> None:
-        self._agent = agent
-        self._loop = agent.world.loop
-        self._connection: Connection | None = None
-        self._connected: asyncio.Future[Connection | None] | None = None
-        self._cancelled = False
-        self._ended: tuple[grpc.StatusCode, str] | None = None
-
-    async def _connect(self) -> Connection:
-        if self._connection is None:
-            if self._connected is None:
-                self._connected = self._loop.create_future()
-                self._agent.world.connect(self._agent, self._connected)
-            connection = await self._connected
-            if connection is None:
-                self._ended = self._ended or (UNAVAILABLE, "failed to connect to all addresses")
-                raise self._error()
-            self._connection = connection
-        return self._connection
-
-    def _error(self) -> BaseException:
-        if self._cancelled:
-            return asyncio.CancelledError()
-        code, details = self._ended or (grpc.StatusCode.UNKNOWN, "")
-        return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
-
-    async def write(self, message: pb.SubscribeRequest) -> None:
-        if self._cancelled or self._ended is not None:
-            raise asyncio.InvalidStateError("the call is over")
-        try:
-            connection = await self._connect()
-            for out in connection.controller.world.on_up(connection, message.SerializeToString()):
-                if connection.down.broken:
-                    raise ConnectionError("lost")  # noqa: TRY301
-                await connection.up.write(out)
-        except ConnectionError:
-            self._ended = self._ended or (connection.status or (UNAVAILABLE, "Socket closed"))
-            raise self._error() from None
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-
-    async def read(self) -> Any:
-        if self._cancelled or (self._ended is not None and self._ended[0] is not grpc.StatusCode.OK):
-            raise self._error()
-        if self._ended is not None:
-            return grpc.aio.EOF
-        try:
-            connection = await self._connect()
-            message = await connection.down.read()
-        except ConnectionError:
-            self._ended = connection.status or (UNAVAILABLE, "Socket closed")
-            raise self._error() from None
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        if message is None:
-            self._ended = connection.status or (grpc.StatusCode.OK, "")
-            if self._ended[0] is grpc.StatusCode.OK:
-                return grpc.aio.EOF
-            raise self._error()
-        response = pb.SubscribeResponse.FromString(message)
-        self._agent.about_to_take(connection, response)
-        return response
-
-    async def code(self) -> grpc.StatusCode:
-        return self._ended[0] if self._ended else grpc.StatusCode.CANCELLED
-
-    async def details(self) -> str:
-        return self._ended[1] if self._ended else ""
-
-    def cancel(self) -> bool:
-        if self._cancelled or self._ended is not None:
-            return False
-        self._cancelled = True
-        if self._connected is not None and not self._connected.done():
-            self._connected.cancel()
-        connection = self._connection
-        if connection is not None:
-            connection.down.break_off()
-            self._agent.world.hung_up(connection)
+    def block(self, host: Host, *, up: bool, down: bool, for_s: float) -> bool:
+        """Hold up what goes in one direction or both."""
+        link = self.links[host.name]
+        link.up_blocked, link.down_blocked = link.up_blocked or up, link.down_blocked or down
+        self._world.loop.later(for_s, self.heal, host)
         return True
 
-    def cancelled(self) -> bool:
-        return self._cancelled
+    def heal(self, host: Host) -> None:
+        link = self.links[host.name]
+        link.up_blocked = link.down_blocked = link.refused = False
+        for connection in self._open:
+            if connection.link is link:
+                connection.up.unblock()
+                connection.down.unblock()
+        heard = [connection for connection in self._gone_unheard if connection.link is link]
+        self._gone_unheard = [connection for connection in self._gone_unheard if connection.link is not link]
+        for connection in heard:
+            self.hung_up(connection)
+        for agent, outcome in self._waiting.pop(host.name, []):
+            self._connect(agent, outcome)
 
-    def done(self) -> bool:
-        return self._cancelled or self._ended is not None
+    def on_up(self, connection: Connection, packed: bytes) -> list[bytes]:
+        """An agent says something; return what of it goes on its way."""
+        message = pb.SubscribeRequest.FromString(packed)
+        kind = message.WhichOneof("message")
+        life = connection.agent
+        self._world.note("up", connection.number, kind, message.ack.nonce, message.ack.applied_revision)
+        if kind == "hello":
+            if life.agent_id in self._world.plan.windows:
+                message.hello.window.messages, message.hello.window.bytes = self._world.plan.windows[life.agent_id]
+            connection.held_servers = {held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER}
+        elif kind == "ack" and life.arriving is not None:
+            self._world.checks.agent(life, [life.arriving])
+            self._world.count("rejections", len(message.ack.rejected))
+        self._count_message(connection)
+        return [message.SerializeToString()]
+
+    def on_down(self, connection: Connection, packed: bytes) -> list[bytes]:
+        """The controller says something; return what of it goes on its way."""
+        message = pb.SubscribeResponse.FromString(packed)
+        kind = message.WhichOneof("message")
+        self._world.note("down", connection.number, kind, message.update.nonce, message.update.revision, message.update.more)
+        self._world.checks.sent(connection, message)
+        if connection.agent.agent_id in self._world.plan.old_agents:
+            message = _with_unknown_fields(message)
+        messages = [message] if self._world.mutate is None else list(self._world.mutate(self, connection, message))
+        self._count_message(connection)
+        return [message.SerializeToString() for message in messages]
+
+    def _count_message(self, connection: Connection) -> None:
+        connection.messages += 1
+        if connection.reset_after is not None and connection.messages >= connection.reset_after:
+            self._world.count("reset in flight")
+            connection.reset(self._world.random.random() * 0.01, self._world.random.random() * 0.01)
 
 
-class Dialling:
-    """What opens a stream for as long as it is entered."""
-
-    def __init__(self, agent: AgentLife) -> None:
-        self._call = ClientCall(agent)
-
-    async def __aenter__(self) -> ClientCall:
-        return self._call
-
-    async def __aexit__(self, *error: object) -> None:
-        self._call.cancel()
+def _with_unknown_fields(message: pb.SubscribeResponse) -> pb.SubscribeResponse:
+    """Return a message in which rules of the strange protocol have a field that the agent's program does not know."""
+    for group in message.update.groups:
+        for rule in group.rules:
+            if rule.spec.protocol_number == STRANGE_PROTOCOL:
+                rule.MergeFromString(_UNKNOWN_FIELD)
+    return message

@@ -15,7 +15,7 @@ from plan import Plan, plan_of
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from network import Connection
+    from streams import Connection
     from world import World
 
 Mutate = Callable[["World", "Connection", pb.SubscribeResponse], Iterable[pb.SubscribeResponse]]
@@ -86,7 +86,9 @@ def _a_snapshot_forgets_a_server(
 def _another_ones_server_is_sent(
     world: World, connection: Connection, message: pb.SubscribeResponse
 ) -> Iterable[pb.SubscribeResponse]:
-    others = [server for server in world.branch.latest.servers.values() if server.agent_id not in ("", connection.agent.agent_id)]
+    others = [
+        server for server in world.seat.branch.latest.servers.values() if server.agent_id not in ("", connection.agent.agent_id)
+    ]
     if message.WhichOneof("message") == "update" and others:
         world.count("planted")
         message.update.servers.add(server=others[0].key, version=1, group_ids=others[0].group_ids)
@@ -130,7 +132,7 @@ def _acknowledgements_are_not_needed(
         gone = [
             name
             for name in sorted(connection.agent.servers)
-            if (server := world.branch.at(update.revision).servers.get(name)) is not None
+            if (server := world.seat.branch.at(update.revision).servers.get(name)) is not None
             and server.agent_id not in ("", agent_id)
             and name not in update.removed_servers
         ]
@@ -149,7 +151,7 @@ def _a_channel_is_never_empty(
     world: World, connection: Connection, message: pb.SubscribeResponse
 ) -> Iterable[pb.SubscribeResponse]:
     """The controller starts something for each message, and never ends it."""
-    world.leak(connection)
+    world.network.leak(connection)
     yield message
 
 
