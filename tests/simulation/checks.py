@@ -145,7 +145,12 @@ class Checks:
     # span
 
     def _check_let_go(self, life: AgentLife, branch: Branch, revision: int, name: str) -> None:
-        """A server that moved away must be in force elsewhere before it goes."""
+        """A server that moved away must be in force elsewhere before it goes.
+
+        Not so if another process came with the same id and without the server: the controller then takes it for let go.
+        """
+        if life.agent_id in self._world.fleet.twinned:
+            return
         left = revision
         while left > 0:
             server = branch.at(left).servers.get(name)

@@ -111,11 +111,11 @@ class Client:
         server_ids = sorted(server.id for server in state.servers.values() if server.project == project)
         choices = ["create_group"] if len(group_ids) < GROUPS_MAX else ["delete_group"]
         if group_ids:
-            choices += ["create_rule"] * 4 + ["delete_rule"] * 3 + ["replace_rules", "rename_group", "delete_group"]
-            choices += ["create_server"] * (4 if len(server_ids) < SERVERS_MAX else 0)
+            choices += ["create_rule", "delete_rule", "replace_rules", "rename_group", "delete_group"]
+            choices += ["create_server"] if len(server_ids) < SERVERS_MAX else []
         if server_ids:
-            choices += ["delete_server", "attach", "detach", "set_groups", "move", "move", "readdress", "attach", "detach"]
-        kind = self._random.choice(choices)
+            choices += ["delete_server", "attach", "detach", "set_groups", "move", "readdress"]
+        (kind,) = self._random.choices(choices, [self._world.plan.mix[name] for name in choices])
         return getattr(self, f"_{kind}")(state, project, group_ids, server_ids)  # type: ignore[no-any-return]
 
     def _new_name(self, what: str) -> str:

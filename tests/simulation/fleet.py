@@ -20,6 +20,8 @@ class Fleet:
         self.hosts: list[Host] = []
         self.lives_by_boot: dict[str, AgentLife] = {}
         self._world = world
+        # Agent ids of which there has been a second process.
+        self.twinned: set[str] = set()
         self._twins = 0
 
     def new_host(self, agent_id: str, name: str) -> Host:
@@ -95,6 +97,7 @@ class Fleet:
         if any(other.agent_id == host.agent_id and other is not host for other in self.hosts):
             return False
         self._twins += 1
+        self.twinned.add(host.agent_id)
         twin = self.new_host(host.agent_id, f"{host.agent_id}-twin-{self._twins}")
         self.begin(twin)
         self._world.loop.later(for_s, self.drop, twin)

@@ -28,6 +28,11 @@ FAULTS = (
 )
 # How often each is chosen beside the others.
 WEIGHTS = {"reset": 3, "reset_in_flight": 4, "agent_kill": 3, "controller_kill": 3, "store_fails": 2, "damage": 2}
+# Kinds of change with their usual weights.
+MIX = {
+    **{"create_group": 2, "delete_group": 1, "rename_group": 1, "create_rule": 4, "delete_rule": 3, "replace_rules": 1},
+    **{"create_server": 4, "delete_server": 1, "attach": 2, "detach": 2, "set_groups": 1, "move": 2, "readdress": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Plan:
     delay_s: float
     jitter_s: float
     capacity: int
+    # How often each kind of change is made beside the others.
+    mix: dict[str, int]
     # By agent: messages and bytes of the window that it asks for.
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)
     # Agents whose program is too old for some rules.
@@ -65,6 +72,7 @@ def plan_of(seed: int) -> Plan:
     windows = {
         agent_id: random.choice(((1, 0), (2, 0), (0, 1), (1, 1), (3, 600))) for agent_id in agent_ids if random.random() < 0.3
     }
+    much = random.choice(("", "", "move", "move", "attach", "set_groups", "readdress", "replace_rules", "delete_server"))
     return Plan(
         seed=seed,
         agent_ids=agent_ids,
@@ -82,6 +90,8 @@ def plan_of(seed: int) -> Plan:
         delay_s=random.choice((0.0002, 0.002, 0.02)),
         jitter_s=random.choice((0.0005, 0.01, 0.1)),
         capacity=random.choice((1, 4, 64)),
+        # Some seeds do one thing much more often than the others.
+        mix={name: weight * (20 if name == much else 1) for name, weight in MIX.items()},
         windows=windows,
         old_agents=frozenset(agent_id for agent_id in agent_ids if random.random() < 0.15),
     )

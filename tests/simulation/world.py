@@ -162,11 +162,22 @@ class World:
             await asyncio.sleep(0.25)
             problem = self._unconverged()
         self.note("converged")
-        request = rulesets.WaitForRevisionRequest(revision=self.seat.branch.latest.revision)
-        request.timeout.FromMilliseconds(500)
-        _, response = await self.seat.call("WaitForRevision", request, 5.0)
-        if not response.in_force and not any(host.life and host.life.rejected for host in self.fleet.hosts):
-            self.fail("converge", f"all agents are there, and WaitForRevision says {response}")
+        if not any(host.life and host.life.rejected for host in self.fleet.hosts):
+            await self._check_all_is_in_force()
+
+    async def _check_all_is_in_force(self) -> None:
+        """The controller must say so now, of every revision and of every agent."""
+        latest = self.seat.branch.latest.revision
+        for revision in sorted({1, latest, *(self.random.randint(1, latest) for _ in range(10))} if latest else ()):
+            request = rulesets.WaitForRevisionRequest(revision=revision)
+            request.timeout.FromMilliseconds(500)
+            _, answer = await self.seat.call("WaitForRevision", request, 5.0)
+            if not answer.in_force:
+                self.fail("converge", f"all agents are there, and WaitForRevision says of {revision}: {answer}")
+        _, listed = await self.seat.call("ListAgents", pb.ListAgentsRequest(), 5.0)
+        for agent in listed.agents:
+            if not agent.connected or agent.pending_revisions or agent.applied_revision != latest:
+                self.fail("converge", f"all agents are there, and ListAgents says: {agent}")
 
     def _unconverged(self) -> str:
         """Say what is not yet as it must become; empty if all is."""
