@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CHECKS = ("enforces", "lost", "span", "in_force", "flows", "bounds", "converge", "bug")
 STRANGE_PROTOCOL = 253
+# The share of the checks of an agent that send packets as well.
+TRAFFIC = 0.5
 _KINDS = {1: "server", 2: "group", 3: "set"}
 _PORTS = (22, 80, 443, 5432)
 _STRANGERS = tuple(map(ip_address, ("10.0.1.77", "203.0.113.9", "198.51.100.1", "fd00::1:1")))
@@ -57,7 +59,8 @@ class Checks:
             problem = self._difference(life, branch, revision, objects)
             if not problem or "enforces" in self._world.ignored:
                 self._fits(life, branch, revision, objects)
-                if traffic:
+                self._end_flows(life)
+                if traffic and self._random.random() < TRAFFIC:
                     self.traffic(life, branch.at(revision))
                 return
             problems.append(problem)
@@ -92,7 +95,7 @@ class Checks:
             if not self._moved_from(branch, revision, name, life.agent_id):
                 return f"server {name} is guarded and never was to be"
         expected = branch.spanned(revision, life.agent_id, extra)
-        rejected = life.rejected = self._rejected(life, state) & expected.keys()
+        rejected = self._rejected(life, state) & expected.keys()
         for key in sorted(rejected):
             if not (life.agent_id in self._world.plan.old_agents and self._is_strange(state, key)):
                 return f"{key} was rejected without a reason"
@@ -137,6 +140,8 @@ class Checks:
                 self._check_let_go(life, branch, revision, name)
         life.branches = [branch]
         life.servers = servers
+        state = branch.at(revision)
+        life.rejected = self._rejected(life, state) & branch.spanned(revision, life.agent_id, frozenset(servers)).keys()
         life.in_force[branch.number] = max(revision, life.in_force.get(branch.number, 0))
         for name in servers:
             if ("server", name) not in life.rejected:
@@ -257,11 +262,11 @@ class Checks:
             else:
                 self._check_not_rejected(known, branch, revision)
 
-    @staticmethod
-    def _has_it_all(life: AgentLife, branch: Branch, revision: int) -> bool:
-        """Whether an agent enforces what a revision asks for though it was not told of the revision: it held that before."""
+    def _has_it_all(self, life: AgentLife, branch: Branch, revision: int) -> bool:
+        """Whether an agent enforces the state of a revision or of a later one though it was told of none: it did before."""
         objects = life.objects()
-        return all(objects.get(key) == value for key, value in branch.spanned(revision, life.agent_id, frozenset()).items())
+        later = range(revision, branch.latest.revision + 1)
+        return any(not self._difference(life, branch, number, objects) for number in later)
 
     def _check_not_rejected(self, life: AgentLife, branch: Branch, revision: int) -> None:
         nothing: frozenset[str] = frozenset()
@@ -276,14 +281,20 @@ class Checks:
 
     # flows
 
+    @staticmethod
+    def _end_flows(life: AgentLife) -> None:
+        """Forget connections whose server or address is not guarded any more: they are over, whatever comes after."""
+        servers = life.firewall.ruleset.servers
+        life.host.watched = [
+            flow
+            for flow in life.host.watched
+            if flow.opening.server in servers and flow.opening.local in servers[flow.opening.server].addresses
+        ]
+
     def traffic(self, life: AgentLife, state: State) -> None:
         """Send packets of the connections that there are, and ask for verdicts on others."""
-        for flow in list(life.host.watched):
+        for flow in life.host.watched:
             opening = flow.opening
-            server = life.firewall.ruleset.servers.get(opening.server)
-            if server is None or opening.local not in server.addresses:
-                life.host.watched.remove(flow)
-                continue
             if opening.server not in state.servers or self._depends_on(life.rejected, state, opening.server):
                 continue
             expected = Reason.ESTABLISHED if allows(state, opening) else Reason.REVOKED

@@ -136,7 +136,7 @@ class Network:
         self._world.checks.sent(connection, message)
         if connection.agent.agent_id in self._world.plan.old_agents:
             message = _with_unknown_fields(message)
-        messages = [message] if self._world.mutate is None else list(self._world.mutate(self, connection, message))
+        messages = [message] if self._world.mutate is None else list(self._world.mutate(self._world, connection, message))
         self._count_message(connection)
         return [message.SerializeToString() for message in messages]
 

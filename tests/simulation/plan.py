@@ -30,8 +30,19 @@ FAULTS = (
 WEIGHTS = {"reset": 3, "reset_in_flight": 4, "agent_kill": 3, "controller_kill": 3, "store_fails": 2, "damage": 2}
 # Kinds of change with their usual weights.
 MIX = {
-    **{"create_group": 2, "delete_group": 1, "rename_group": 1, "create_rule": 4, "delete_rule": 3, "replace_rules": 1},
-    **{"create_server": 4, "delete_server": 1, "attach": 2, "detach": 2, "set_groups": 1, "move": 2, "readdress": 1},
+    "create_group": 2,
+    "delete_group": 1,
+    "rename_group": 1,
+    "create_rule": 4,
+    "delete_rule": 3,
+    "replace_rules": 1,
+    "create_server": 4,
+    "delete_server": 1,
+    "attach": 2,
+    "detach": 2,
+    "set_groups": 1,
+    "move": 2,
+    "readdress": 1,
 }
 
 
@@ -82,7 +93,7 @@ def plan_of(seed: int) -> Plan:
         coalesce_s=random.choice((0.0, 0.005, 0.05)),
         reconnect_max_s=random.choice((0.5, 2.0, 5.0)),
         cache_interval_s=random.choice((0.05, 0.3, 1.0)),
-        duration_s=random.uniform(4, 10),
+        duration_s=random.uniform(3, 8),
         clients=random.randint(1, 3),
         think_s=random.choice((0.05, 0.2, 0.5)),
         fault_pause_s=random.choice((0.2, 0.5, 1.5)),

@@ -239,6 +239,8 @@ class ClientCall:
                 await connection.up.write(out)
         except ConnectionError:
             self._ended = self._ended or (connection.status or (UNAVAILABLE, "Socket closed"))
+            if self._ended[0] is grpc.StatusCode.OK:
+                raise asyncio.InvalidStateError("the call is over") from None
             raise self._error() from None
         except asyncio.CancelledError:
             self.cancel()

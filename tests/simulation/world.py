@@ -196,7 +196,7 @@ class World:
                 if key not in life.rejected and expected.get(key) != found.get(key):
                     return f"{host.name} holds {key} as {found.get(key)}, should be {expected.get(key)}"
             channel = controller.core.publisher.find_channel(host.agent_id)
-            if channel is None or channel.pending_since is not None:
+            if channel is None or channel.pending_since is not None or channel.applied_revision != latest.revision:
                 return f"{host.name} has yet to acknowledge"
         return ""
 
