@@ -28,6 +28,8 @@ from secgroups.v1 import ruleset_service_pb2 as rulesets
 EPOCH_NS = 1_800_000_000_000_000_000
 # Longer than any wait of the programs: a lost connection is noticed, a superseded agent comes again, and some.
 PEACE_S_MAX = 150.0
+# A verification that is under way counts as pending: so often is it looked whether one is left over.
+LOOKS_MAX = 5
 # Tasks of a controller besides its streams, of a stream, and of an agent.
 TASKS_CONTROLLER_MAX = 4
 TASKS_STREAM_MAX = 4
@@ -174,10 +176,15 @@ class World:
             _, answer = await self.seat.call("WaitForRevision", request, 5.0)
             if not answer.in_force:
                 self.fail("converge", f"all agents are there, and WaitForRevision says of {revision}: {answer}")
-        _, listed = await self.seat.call("ListAgents", pb.ListAgentsRequest(), 5.0)
-        for agent in listed.agents:
-            if not agent.connected or agent.pending_revisions or agent.applied_revision != latest:
-                self.fail("converge", f"all agents are there, and ListAgents says: {agent}")
+        problem = "nothing"
+        for _ in range(LOOKS_MAX):
+            _, listed = await self.seat.call("ListAgents", pb.ListAgentsRequest(), 5.0)
+            wrong = [agent for agent in listed.agents if agent.pending_revisions or agent.applied_revision != latest]
+            if not wrong:
+                return
+            problem = str(wrong[0])
+            await asyncio.sleep(self.plan.heartbeat_s)
+        self.fail("converge", f"all agents are there, and ListAgents says: {problem}")
 
     def _unconverged(self) -> str:
         """Say what is not yet as it must become; empty if all is."""
