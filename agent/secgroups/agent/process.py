@@ -20,6 +20,7 @@ from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
 from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
+from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
 from secgroups.agent.services.verdicts import Verdicts
@@ -47,7 +48,7 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     state = load(cache, config.agent_id)
     table = open_table(config, state)
     firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns(), flows=table)
-    replica = Replica(firewall)
+    replica = Replica(firewall, RemovalLimit(config.max_removal))
     if state is not None:
         replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns())
     writer = CacheWriter(cache, replica)

@@ -12,9 +12,10 @@ from hashlib import sha256
 from typing import Protocol, TypeVar
 
 from secgroups.agent import convert
-from secgroups.agent.errors import StreamError, UnenforceableError
+from secgroups.agent.errors import HeldBackError, StreamError, UnenforceableError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind, ObjectKey
+from secgroups.agent.removal_limit import HeldBack, RemovalLimit
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
 
@@ -65,10 +66,15 @@ ValueT = TypeVar("ValueT")
 
 
 class Replica:
-    """The agent's side of the stream's state. ``revision`` and ``store_epoch`` are of what is in force; 0 and "" if nothing is."""
+    """The agent's side of the stream's state. ``revision`` and ``store_epoch`` are of what is in force; 0 and "" if nothing is.
 
-    def __init__(self, firewall: Firewall) -> None:
+    ``held_back`` is the latest snapshot that ``removal_limit`` did not let pass, until the agent is in sync again.
+    """
+
+    def __init__(self, firewall: Firewall, removal_limit: RemovalLimit | None = None) -> None:
+        self.held_back: HeldBack | None = None
         self._firewall = firewall
+        self._removal_limit = removal_limit or RemovalLimit()
         self.store_epoch = ""
         self.revision = 0
         self.from_cache = False
@@ -143,7 +149,10 @@ class Replica:
         return self._apply(step, message.nonce, message.revision, now_ns)
 
     def sync_point(self, message: pb.SyncPoint, now_ns: int) -> Applied:
-        """Take a sync point; return what is in force then. StreamError if the digests differ: then nothing was applied."""
+        """Take a sync point; return what is in force then. Of a snapshot nothing is applied if it raises.
+
+        StreamError if the digests differ, HeldBackError if it would remove too many servers.
+        """
         self._expect(message.nonce)
         ends_snapshot = self._snapshot_epoch is not None
         if message.snapshot_end != ends_snapshot or (self._step is not None and not ends_snapshot):
@@ -152,7 +161,9 @@ class Replica:
         if message.state_digest != step.versions.digest:
             raise StreamError(f"state digest at revision {message.revision} is not that of what was told")
         if ends_snapshot:
+            self._check_removal(step, message.revision)
             return self._apply(step, message.nonce, message.revision, now_ns)
+        self.held_back = None
         self.from_cache = False
         self.revision = message.revision
         return Applied(nonce=message.nonce, revision=message.revision, objects=0, rejected=())
@@ -162,6 +173,23 @@ class Replica:
         if self._step is None and self._snapshot_epoch is None:
             self.revision = message.revision
             self.from_cache = False
+
+    def _check_removal(self, step: _Step, revision: int) -> None:
+        """Look at what would be left of the servers in force. HeldBackError if that is too little; the step is then forgotten."""
+        held = self.ruleset.servers.keys()
+        kept = {server.server for server in (*self._last_good(step).servers.values(), *step.servers)}
+        removed = sum(name not in kept or (Kind.SERVER, name) not in step.versions for name in held)
+        if not self._removal_limit.exceeded(removed=removed, held=len(held)):
+            return
+        self.held_back = HeldBack(
+            store_epoch=self._snapshot_epoch or "",
+            revision=revision,
+            servers_removed=removed,
+            servers_held=len(held),
+            max_removal=self._removal_limit.max_removal,
+        )
+        self._step = None
+        raise HeldBackError(str(self.held_back))
 
     def _expect(self, nonce: int) -> None:
         if nonce != self._nonce + 1:
@@ -199,7 +227,7 @@ class Replica:
         self._held = step.versions
         self.revision, self.from_cache = revision, False
         if snapshot_epoch is not None:
-            self.store_epoch, self._trusted = snapshot_epoch, True
+            self.store_epoch, self._trusted, self.held_back = snapshot_epoch, True, None
         self._firewall.mark(mark_of(self.store_epoch, self._held))
         return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
 
