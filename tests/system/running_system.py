@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from secgroups.lab.stack import Stack
+from secgroups.lab.stack import Process, Stack
 from secgroups.v1 import agent_service_pb2 as agents_pb
 from secgroups.v1 import attachment_service_pb2 as attachments_pb
 from secgroups.v1 import group_service_pb2 as groups_pb
@@ -38,6 +41,30 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S:.0f} s"
         time.sleep(0.02)
+
+
+@contextmanager
+def frozen(process: Process) -> Iterator[None]:
+    """Have a process stand still, as a machine that hangs."""
+    assert process.popen is not None
+    process.popen.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.popen.send_signal(signal.SIGCONT)
+
+
+def is_running(process: Process) -> bool:
+    return process.popen is not None and process.popen.poll() is None
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte of room on a disk; removing the file that is returned makes room again."""
+    filling = disk / "filling"
+    room = os.statvfs(disk)
+    filling.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    assert not os.statvfs(disk).f_bavail
+    return filling
 
 
 class System:
@@ -100,6 +127,19 @@ class System:
         request.update_mask.paths.append("agent_id")
         return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
 
+    def readdress(self, server_id: str, *addresses: str) -> int:
+        request = servers_pb.UpdateServerRequest(project=self.project, id=server_id, addresses=addresses)
+        request.update_mask.paths.append("addresses")
+        return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
+
+    def delete_server(self, server_id: str) -> int:
+        request = servers_pb.DeleteServerRequest(project=self.project, id=server_id)
+        return int(self.ask(ServerServiceStub, "DeleteServer", request).revision)
+
+    def detach(self, server_id: str, group_id: str) -> int:
+        request = attachments_pb.DetachGroupRequest(project=self.project, server_id=server_id, group_id=group_id)
+        return int(self.ask(AttachmentServiceStub, "DetachGroup", request).revision)
+
     def attach(self, server_id: str, group_id: str) -> int:
         request = attachments_pb.AttachGroupRequest(project=self.project, server_id=server_id, group_id=group_id)
         return int(self.ask(AttachmentServiceStub, "AttachGroup", request).revision)
@@ -116,6 +156,12 @@ class System:
 
     def agents(self) -> list[agents_pb.Agent]:
         return list(self.ask(AgentServiceStub, "ListAgents", agents_pb.ListAgentsRequest()).agents)
+
+    def stats(self, agent_id: str) -> verdicts_pb.GetStatsResponse:
+        """Return what an agent says of itself."""
+        answer = self.ask(VerdictServiceStub, "GetStats", verdicts_pb.GetStatsRequest(), self.stack.agents[agent_id].address)
+        assert isinstance(answer, verdicts_pb.GetStatsResponse)
+        return answer
 
     def wait_in_force(self, revision: int = 0, timeout_s: float = TIMEOUT_S) -> rulesets_pb.WaitForRevisionResponse:
         request = rulesets_pb.WaitForRevisionRequest(revision=revision or self.revision())
@@ -145,6 +191,11 @@ class System:
             VerdictServiceStub, "Decide", verdicts_pb.DecideRequest(packet=packet), self.stack.agents[agent_id].address
         )
         return types.Reason.Name(answer.reason).removeprefix("REASON_")
+
+    def cached(self, agent_id: str, text: str) -> bool:
+        """Whether the cache on disk holds ``text``, and so all that came with it."""
+        file = self.folder / agent_id / "ruleset.cache"
+        return file.exists() and text.encode() in file.read_bytes()
 
     def log(self, name: str) -> list[dict[str, Any]]:
         """Return the events that a process has logged."""

@@ -32,12 +32,6 @@ def guard_web_server(site: System) -> None:
     assert site.wait_in_force().in_force
 
 
-def cached(site: System) -> bool:
-    """Whether the cache on disk has this project's server, and so all that came with it."""
-    file = site.folder / "a1" / "ruleset.cache"
-    return file.exists() and f"{site.project}/w1".encode() in file.read_bytes()
-
-
 def enforced(site: System) -> tuple[str, str]:
     """Return what new connections to ports 80 and 22 get."""
     return site.decide("a1", "w1", WEB, 80), site.decide("a1", "w1", WEB, 22)
@@ -66,7 +60,7 @@ def test_changes_acknowledged_just_before_the_crash_are_there_after_it(site: Sys
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: System, end: str) -> None:
-    wait_until(lambda: cached(site), "the cache is written")
+    wait_until(lambda: site.cached("a1", f"{site.project}/w1"), "the cache is written")
     site.stack.controller.kill()
     getattr(site.stack.agents["a1"], end)()
     site.stack.agents["a1"].start()
@@ -123,7 +117,7 @@ def test_a_damaged_cache_is_set_aside_and_never_used_in_part(site: System) -> No
     agent.start()
     site.stack.controller.start()
     wait_until(lambda: enforced(site) == ("NEW", "NO_RULE"), "what the controller says is in force")
-    wait_until(lambda: cached(site), "the cache is written anew")
+    wait_until(lambda: site.cached("a1", f"{site.project}/w1"), "the cache is written anew")
 
 
 def test_the_good_cache_is_used_again(site: System) -> None:
