@@ -103,8 +103,12 @@ class System:
             self.rule(made.id, port)
         return str(made.id)
 
-    def rule(self, group_id: str, port: int) -> str:
-        request = rules_pb.CreateRuleRequest(project=self.project, group_id=group_id, rule=_tcp_from_anywhere(port))
+    def rule(self, group_id: str, port: int, remote_group_id: str = "") -> str:
+        """Allow TCP to a port, from anywhere or from the members of a group; return the rule's id."""
+        spec = _tcp_from_anywhere(port)
+        if remote_group_id:
+            spec.group_id = remote_group_id
+        request = rules_pb.CreateRuleRequest(project=self.project, group_id=group_id, rule=spec)
         return str(self.ask(RuleServiceStub, "CreateRule", request).rule.id)
 
     def replace_rules(self, group_id: str, *ports: int) -> int:
@@ -116,9 +120,9 @@ class System:
         request = rules_pb.DeleteRuleRequest(project=self.project, id=rule_id)
         return int(self.ask(RuleServiceStub, "DeleteRule", request).revision)
 
-    def server(self, server_id: str, address: str, agent_id: str, *group_ids: str) -> int:
+    def server(self, server_id: str, address: str, agent_id: str, *group_ids: str, more_addresses: Sequence[str] = ()) -> int:
         request = servers_pb.CreateServerRequest(
-            project=self.project, id=server_id, addresses=[address], agent_id=agent_id, group_ids=group_ids
+            project=self.project, id=server_id, addresses=[address, *more_addresses], agent_id=agent_id, group_ids=group_ids
         )
         return int(self.ask(ServerServiceStub, "CreateServer", request).revision)
 
@@ -153,6 +157,10 @@ class System:
         found = self.ask(AgentServiceStub, "GetAgent", agents_pb.GetAgentRequest(id=agent_id)).agent
         assert isinstance(found, agents_pb.Agent)
         return found
+
+    def agent_is_in_sync(self, agent_id: str) -> bool:
+        """Whether an agent is connected and has all in force that concerns it."""
+        return any(each.id == agent_id and each.connected and not each.pending_revisions for each in self.agents())
 
     def agents(self) -> list[agents_pb.Agent]:
         return list(self.ask(AgentServiceStub, "ListAgents", agents_pb.ListAgentsRequest()).agents)
