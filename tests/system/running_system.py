@@ -51,7 +51,13 @@ def frozen(process: Process) -> Iterator[None]:
     try:
         yield
     finally:
-        process.popen.send_signal(signal.SIGCONT)
+        thaw(process)
+
+
+def thaw(process: Process) -> None:
+    """Have a frozen process go on."""
+    assert process.popen is not None
+    process.popen.send_signal(signal.SIGCONT)
 
 
 def is_running(process: Process) -> bool:
