@@ -106,7 +106,7 @@ def snapshot(revision: int, *groups: str, servers: Iterable[str] = ()) -> Script
 
     async def script(context: Context) -> None:
         await give_snapshot(context, revision, *groups, servers=servers)
-        while (await context.read()).WhichOneof("message") != "ack":
+        while not (await context.read()).ack.nonce:
             pass
 
     return script
@@ -118,7 +118,7 @@ def too_little(revision: int, *servers: str) -> Script:
     async def script(context: Context) -> None:
         await give_snapshot(context, revision, servers=servers)
         while (said := await context.read()) is not grpc.aio.EOF:
-            assert said.WhichOneof("message") != "ack"
+            assert not said.ack.nonce
 
     return script
 

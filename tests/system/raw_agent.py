@@ -17,7 +17,7 @@ from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 
 @dataclass
 class RawAgent:
-    """What came and why it ended. It acknowledges all, but rejects groups that have a rule for ``refuses_port``."""
+    """What came, and why it ended. It acknowledges all, but rejects groups that have a rule for ``refuses_port``."""
 
     refuses_port: int = 0
     messages: list[agents_pb.SubscribeResponse] = field(default_factory=list)
@@ -34,19 +34,26 @@ class RawAgent:
         return [group.group_id for update in self.updates for group in update.groups]
 
     def hear(self, stream: Iterator[agents_pb.SubscribeResponse]) -> None:
-        rejected: list[agents_pb.RejectedObject] = []
+        ack = agents_pb.Ack()
         try:
             for message in stream:
                 self.messages.append(message)
                 update, point = message.update, message.sync_point
-                rejected += self._rejections(update)
-                if message.HasField("bookmark"):
-                    self._acknowledge(0, message.bookmark.revision, [])
-                elif point.nonce or (update.nonce and not update.more):
-                    self._acknowledge(update.nonce or point.nonce, update.revision or point.revision, rejected)
-                    rejected = []
+                nonce = update.nonce or point.nonce
+                ack.rejected.extend(self._rejections(update))
+                if update.more:
+                    # Of a step that goes on: it was received, that is all.
+                    self._acknowledge(agents_pb.Ack(applied_revision=ack.applied_revision, received_nonce=nonce))
+                elif nonce or message.HasField("bookmark"):
+                    ack.nonce = nonce
+                    ack.applied_revision = update.revision or point.revision or message.bookmark.revision
+                    self._acknowledge(ack)
+                    ack = agents_pb.Ack(applied_revision=ack.applied_revision)
         except grpc.RpcError as error:
             self.ended = error.details()  # type: ignore[attr-defined]
+
+    def _acknowledge(self, ack: agents_pb.Ack) -> None:
+        self.say(agents_pb.SubscribeRequest(ack=ack))
 
     def say(self, message: agents_pb.SubscribeRequest | None) -> None:
         """Say something; None is the last word."""
@@ -54,10 +61,6 @@ class RawAgent:
 
     def sayings(self) -> Iterator[agents_pb.SubscribeRequest]:
         return iter(self._to_say.get, None)
-
-    def _acknowledge(self, nonce: int, revision: int, rejected: list[agents_pb.RejectedObject]) -> None:
-        ack = agents_pb.Ack(nonce=nonce, applied_revision=revision, rejected=rejected)
-        self.say(agents_pb.SubscribeRequest(ack=ack))
 
     def _rejections(self, update: agents_pb.Update) -> list[agents_pb.RejectedObject]:
         return [
