@@ -22,7 +22,7 @@ PATIENCE_S = 30
 
 def server_of(world: World) -> AgentServer:
     """Return a server, not started, of the verdicts of ``world``. It knows nothing of a controller."""
-    nobody = SimpleNamespace(revision=0, from_cache=False, connected=False, last_heard_ns=None)
+    nobody = SimpleNamespace(revision=0, from_cache=False, held_back=None, connected=False, last_heard_ns=None)
     return AgentServer("127.0.0.1:0", Verdicts("a1", world.firewall, nobody, nobody, clock=lambda: world.now_ns))
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_world import ACK, CLIENT, SECOND, SSH, rule, tcp
+from agent_world import ACK, CLIENT, DNS, SECOND, SSH, rule, tcp
 from kept_world import BOOT_AT, FORMAT_AT, HEADER_BYTES, LAYOUT_AT, SEED_AT, TABLE_ID_AT, KeptWorld
 
 from secgroups.agent import flow_names
@@ -243,16 +243,35 @@ def test_a_table_that_there_is_no_room_for_is_one_clear_line_and_takes_none(smal
     world.down()
 
 
-def test_names_for_which_there_is_no_room_at_the_start_are_one_clear_line_and_nothing_is_lost(small_disk: Path) -> None:
+def test_a_table_goes_on_at_a_start_that_finds_the_disk_full(small_disk: Path) -> None:
     world = KeptWorld(small_disk / "flows", SSH)
     world.connect(LOGIN)
     held = world.down()
+    with world.names.open("ab") as names:
+        names.write(b"00000000 a line that was cut o")
     filling = fill(small_disk)
-    with pytest.raises(ConfigError, match=r"flows\.names can't be written: No space left on device$"):
+    for _ in range(2):
         world.up(held)
+        assert (world.table.refused, world.table.broken, world.reason(TYPED).name) == ("", "", "ESTABLISHED")
+        held = world.down()
     filling.unlink()
     world.up(held)
+    world.set_rules(SSH, DNS)
+    held = world.down()
+    world.up(held)
     assert (world.table.refused, world.reason(TYPED).name) == ("", "ESTABLISHED")
+    world.down()
+
+
+def test_names_of_a_new_table_for_which_there_is_no_room_are_one_clear_line(small_disk: Path) -> None:
+    world = KeptWorld(small_disk / "flows", SSH)
+    world.down()
+    world.path.write_bytes(bytes(world.path.stat().st_size))
+    filling = fill(small_disk)
+    with pytest.raises(ConfigError, match=r"flows\.names can't be written: No space left on device$"):
+        world.up(None)
+    filling.unlink()
+    world.up(None)
     world.down()
 
 

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind
+from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica
 from secgroups.agent.subscription import Identity, Subscription
 from secgroups.v1 import agent_service_pb2 as pb
@@ -25,14 +26,15 @@ Script = Callable[[Context], Awaitable[None]]
 
 
 class ScriptedController(AgentServiceServicer):
-    """Serves one stream after the other as ``scripts`` say; ``done`` when the agent comes for one more."""
+    """Serves streams as ``scripts`` say, one after the other; ``done`` when the agent comes for one more. ``hellos`` began them."""
 
     def __init__(self, scripts: Iterable[Script]) -> None:
         self._scripts = iter(scripts)
         self.done = asyncio.Event()
+        self.hellos: list[pb.Hello] = []
 
     async def Subscribe(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
-        await context.read()
+        self.hellos.append((await context.read()).hello)
         script = next(self._scripts, None)
         if script is None:
             self.done.set()
@@ -44,9 +46,10 @@ class ScriptedController(AgentServiceServicer):
 class Site:
     """A scripted controller and the agent that subscribes to it; ``saved`` are the revisions that were to be saved."""
 
-    def __init__(self, controller: ScriptedController, address: str, reconnect_s: float) -> None:
+    def __init__(self, controller: ScriptedController, address: str, reconnect_s: float, max_removal: float) -> None:
         firewall = Firewall(now_ns=0)
-        self.replica = Replica(firewall)
+        self.replica = Replica(firewall, RemovalLimit(max_removal))
+        self.hellos = controller.hellos
         self.saved: list[int] = []
         self._controller = controller
         self._subscription = Subscription(
@@ -73,37 +76,49 @@ class Site:
 
 
 @asynccontextmanager
-async def site(*scripts: Script, reconnect_s: float = 0.001) -> AsyncIterator[Site]:
+async def site(*scripts: Script, reconnect_s: float = 0.001, max_removal: float = 1.0) -> AsyncIterator[Site]:
     server = grpc.aio.server()
     controller = ScriptedController(scripts)
     add_AgentServiceServicer_to_server(controller, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield Site(controller, f"127.0.0.1:{port}", reconnect_s)
+        yield Site(controller, f"127.0.0.1:{port}", reconnect_s, max_removal)
     finally:
         await server.stop(0)
 
 
-async def give_snapshot(context: Context, revision: int, *groups: str) -> None:
-    """Welcome the agent and give it groups without rules."""
+async def give_snapshot(context: Context, revision: int, *groups: str, servers: Iterable[str] = ()) -> None:
+    """Welcome the agent and give it groups without rules and servers without groups."""
     welcome = pb.Welcome(store_epoch="epoch", revision=revision, mode=pb.SYNC_MODE_SNAPSHOT)
     welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
     await context.write(pb.SubscribeResponse(welcome=welcome))
     update = pb.Update(nonce=1, revision=revision, more=True, groups=[pb.GroupRules(group_id=g, version=revision) for g in groups])
-    held = HeldVersions({(Kind.GROUP, group): revision for group in groups})
+    update.servers.extend(pb.ServerBinding(server=server, version=revision) for server in servers)
+    held = HeldVersions({(Kind.GROUP, g): revision for g in groups} | {(Kind.SERVER, server): revision for server in servers})
     point = pb.SyncPoint(nonce=2, revision=revision, state_digest=held.digest, snapshot_end=True)
     await context.write(pb.SubscribeResponse(update=update))
     await context.write(pb.SubscribeResponse(sync_point=point))
 
 
-def snapshot(revision: int, *groups: str) -> Script:
+def snapshot(revision: int, *groups: str, servers: Iterable[str] = ()) -> Script:
     """Give a snapshot, and wait until it is acknowledged."""
 
     async def script(context: Context) -> None:
-        await give_snapshot(context, revision, *groups)
-        while (await context.read()).WhichOneof("message") != "ack":
+        await give_snapshot(context, revision, *groups, servers=servers)
+        while not (await context.read()).ack.nonce:
             pass
+
+    return script
+
+
+def too_little(revision: int, *servers: str) -> Script:
+    """Give a snapshot of which the agent wants to hear no more."""
+
+    async def script(context: Context) -> None:
+        await give_snapshot(context, revision, servers=servers)
+        while (said := await context.read()) is not grpc.aio.EOF:
+            assert not said.ack.nonce
 
     return script
 
@@ -187,3 +202,24 @@ async def test_agents_that_are_sent_away_together_do_not_come_back_together() ->
     assert len(waits) == 8
     assert min(waits) >= asked_s
     assert len(set(waits)) > 1
+
+
+async def test_a_snapshot_that_is_held_back_is_said_once_for_each_case_and_in_every_hello_until_the_agent_is_in_sync() -> None:
+    scripts = [
+        snapshot(1, servers=["p/a", "p/b"]),
+        too_little(2),
+        too_little(3),  # The controller goes on counting, and is no better.
+        too_little(4, "p/c"),
+        snapshot(5, servers=["p/a"]),  # Half of them may go.
+    ]
+    with capture_logs() as lines:
+        async with site(*scripts, max_removal=0.5) as agent:
+            await agent.run()
+            told = [(h.held_back.revision, h.held_back.servers_removed, h.held_back.servers_held) for h in agent.hellos]
+            assert told == [(0, 0, 0), (0, 0, 0), (2, 2, 2), (3, 2, 2), (4, 2, 2), (0, 0, 0)]
+            assert [hello.applied_revision for hello in agent.hellos] == [0, 1, 1, 1, 1, 5]
+            assert agent.saved == [1, 5]
+    said = [(line["event"], line["revision"]) for line in lines if "held_back" in line["event"]]
+    assert said == [("snapshot_held_back", 2), ("snapshot_no_longer_held_back", 5)]
+    lost = [line["reason"] for line in lines if line["event"] == "controller_lost"]
+    assert "its snapshot at revision 3 would remove 2 of 2 servers, more than the share of 0.5 that max_removal allows" in lost

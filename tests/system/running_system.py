@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from secgroups.lab.stack import Stack
+from secgroups.lab.stack import Process, Stack
 from secgroups.v1 import agent_service_pb2 as agents_pb
 from secgroups.v1 import attachment_service_pb2 as attachments_pb
 from secgroups.v1 import group_service_pb2 as groups_pb
@@ -38,6 +41,36 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S:.0f} s"
         time.sleep(0.02)
+
+
+@contextmanager
+def frozen(process: Process) -> Iterator[None]:
+    """Have a process stand still, as a machine that hangs."""
+    assert process.popen is not None
+    process.popen.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        thaw(process)
+
+
+def thaw(process: Process) -> None:
+    """Have a frozen process go on."""
+    assert process.popen is not None
+    process.popen.send_signal(signal.SIGCONT)
+
+
+def is_running(process: Process) -> bool:
+    return process.popen is not None and process.popen.poll() is None
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte of room on a disk; removing the file that is returned makes room again."""
+    filling = disk / "filling"
+    room = os.statvfs(disk)
+    filling.write_bytes(bytes(room.f_bavail * room.f_frsize))
+    assert not os.statvfs(disk).f_bavail
+    return filling
 
 
 class System:
@@ -76,8 +109,12 @@ class System:
             self.rule(made.id, port)
         return str(made.id)
 
-    def rule(self, group_id: str, port: int) -> str:
-        request = rules_pb.CreateRuleRequest(project=self.project, group_id=group_id, rule=_tcp_from_anywhere(port))
+    def rule(self, group_id: str, port: int, remote_group_id: str = "") -> str:
+        """Allow TCP to a port, from anywhere or from the members of a group; return the rule's id."""
+        spec = _tcp_from_anywhere(port)
+        if remote_group_id:
+            spec.group_id = remote_group_id
+        request = rules_pb.CreateRuleRequest(project=self.project, group_id=group_id, rule=spec)
         return str(self.ask(RuleServiceStub, "CreateRule", request).rule.id)
 
     def replace_rules(self, group_id: str, *ports: int) -> int:
@@ -89,9 +126,9 @@ class System:
         request = rules_pb.DeleteRuleRequest(project=self.project, id=rule_id)
         return int(self.ask(RuleServiceStub, "DeleteRule", request).revision)
 
-    def server(self, server_id: str, address: str, agent_id: str, *group_ids: str) -> int:
+    def server(self, server_id: str, address: str, agent_id: str, *group_ids: str, more_addresses: Sequence[str] = ()) -> int:
         request = servers_pb.CreateServerRequest(
-            project=self.project, id=server_id, addresses=[address], agent_id=agent_id, group_ids=group_ids
+            project=self.project, id=server_id, addresses=[address, *more_addresses], agent_id=agent_id, group_ids=group_ids
         )
         return int(self.ask(ServerServiceStub, "CreateServer", request).revision)
 
@@ -99,6 +136,19 @@ class System:
         request = servers_pb.UpdateServerRequest(project=self.project, id=server_id, agent_id=agent_id)
         request.update_mask.paths.append("agent_id")
         return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
+
+    def readdress(self, server_id: str, *addresses: str) -> int:
+        request = servers_pb.UpdateServerRequest(project=self.project, id=server_id, addresses=addresses)
+        request.update_mask.paths.append("addresses")
+        return int(self.ask(ServerServiceStub, "UpdateServer", request).revision)
+
+    def delete_server(self, server_id: str) -> int:
+        request = servers_pb.DeleteServerRequest(project=self.project, id=server_id)
+        return int(self.ask(ServerServiceStub, "DeleteServer", request).revision)
+
+    def detach(self, server_id: str, group_id: str) -> int:
+        request = attachments_pb.DetachGroupRequest(project=self.project, server_id=server_id, group_id=group_id)
+        return int(self.ask(AttachmentServiceStub, "DetachGroup", request).revision)
 
     def attach(self, server_id: str, group_id: str) -> int:
         request = attachments_pb.AttachGroupRequest(project=self.project, server_id=server_id, group_id=group_id)
@@ -114,8 +164,18 @@ class System:
         assert isinstance(found, agents_pb.Agent)
         return found
 
+    def agent_is_in_sync(self, agent_id: str) -> bool:
+        """Whether an agent is connected and has all in force that concerns it."""
+        return any(each.id == agent_id and each.connected and not each.pending_revisions for each in self.agents())
+
     def agents(self) -> list[agents_pb.Agent]:
         return list(self.ask(AgentServiceStub, "ListAgents", agents_pb.ListAgentsRequest()).agents)
+
+    def stats(self, agent_id: str) -> verdicts_pb.GetStatsResponse:
+        """Return what an agent says of itself."""
+        answer = self.ask(VerdictServiceStub, "GetStats", verdicts_pb.GetStatsRequest(), self.stack.agents[agent_id].address)
+        assert isinstance(answer, verdicts_pb.GetStatsResponse)
+        return answer
 
     def wait_in_force(self, revision: int = 0, timeout_s: float = TIMEOUT_S) -> rulesets_pb.WaitForRevisionResponse:
         request = rulesets_pb.WaitForRevisionRequest(revision=revision or self.revision())
@@ -145,6 +205,11 @@ class System:
             VerdictServiceStub, "Decide", verdicts_pb.DecideRequest(packet=packet), self.stack.agents[agent_id].address
         )
         return types.Reason.Name(answer.reason).removeprefix("REASON_")
+
+    def cached(self, agent_id: str, text: str) -> bool:
+        """Whether the cache on disk holds ``text``, and so all that came with it."""
+        file = self.folder / agent_id / "ruleset.cache"
+        return file.exists() and text.encode() in file.read_bytes()
 
     def log(self, name: str) -> list[dict[str, Any]]:
         """Return the events that a process has logged."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Thread
+from collections.abc import Callable
 
 import grpc
 import pytest
-from running_system import TIMEOUT_S, System, wait_until
+from raw_agent import raw_agent
+from running_system import System, frozen, wait_until
 
 from secgroups.v1 import agent_service_pb2 as agents_pb
 from secgroups.v1 import group_service_pb2 as groups_pb
 from secgroups.v1 import server_service_pb2 as servers_pb
-from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
 
@@ -56,10 +52,7 @@ def test_who_is_behind_is_named_with_the_reason(site: System) -> None:
     site.server("w1", WEB, "a1", group_id)
     site.server("w2", "10.0.0.10", "a2", group_id)
     assert site.wait_in_force().in_force
-    stopped = site.stack.agents["a2"].popen
-    assert stopped is not None
-    stopped.send_signal(signal.SIGSTOP)
-    try:
+    with frozen(site.stack.agents["a2"]):
         site.rule(group_id, 443)
         answer = site.wait_in_force(timeout_s=0.5)
         assert not answer.in_force
@@ -71,8 +64,6 @@ def test_who_is_behind_is_named_with_the_reason(site: System) -> None:
         assert site.decide("a1", "w1", WEB, 443) == "NEW"
         wait_until(lambda: not site.agent("a2").connected, "an agent that says nothing is given up")
         assert "not connected" in site.wait_in_force(timeout_s=0).lagging[0].reason
-    finally:
-        stopped.send_signal(signal.SIGCONT)
     assert site.wait_in_force().in_force
     assert site.decide("a2", "w2", "10.0.0.10", 443) == "NEW"
 
@@ -136,7 +127,7 @@ def test_what_an_agent_can_not_enforce_is_told_and_not_in_force(site: System) ->
     """A foreign agent, which knows all groups but the one with port 443."""
     group_id = site.group("web", 80)
     site.server("w1", WEB, "foreign", group_id)
-    with foreign_agent(site, "foreign", refuses_port=443) as heard:
+    with raw_agent(site, "foreign", refuses_port=443) as foreign:
         assert site.wait_in_force().in_force
         revision = site.attach("w1", refused := site.group("modern", 443))
         wait_until(lambda: bool(site.agent("foreign").rejected), "the rejection is told")
@@ -149,63 +140,12 @@ def test_what_an_agent_can_not_enforce_is_told_and_not_in_force(site: System) ->
         assert "port 443" in answer.lagging[0].reason
         # What does not concern the rejected object is in force, and the rejected version is not sent again.
         assert site.wait_in_force(site.delete_rule(site.rule(group_id, 22))).in_force
-        assert heard.count(refused) == 1
+        assert foreign.group_ids.count(refused) == 1
         # A version that can be enforced takes the place of the one that can't.
         site.replace_rules(refused, 8443)
         assert site.wait_in_force().in_force
         assert not site.agent("foreign").rejected
-        assert heard.count(refused) == 2
-
-
-@contextmanager
-def foreign_agent(site: System, agent_id: str, *, refuses_port: int) -> Iterator[list[str]]:
-    """Subscribe as ``agent_id`` and reject groups with ``refuses_port``; yield the ids of the groups as they come."""
-    groups: list[str] = []
-    to_say: SimpleQueue[agents_pb.SubscribeRequest | None] = SimpleQueue()
-    hello = agents_pb.Hello(agent_id=agent_id, boot_id="b1", version="0")
-    to_say.put(agents_pb.SubscribeRequest(hello=hello))
-    with grpc.insecure_channel(site.stack.controller.address) as channel:
-        stream = AgentServiceStub(channel).Subscribe(iter(to_say.get, None))
-
-        def hear() -> None:
-            rejected: list[agents_pb.RejectedObject] = []
-            try:
-                for message in stream:
-                    update, point = message.update, message.sync_point
-                    groups.extend(group.group_id for group in update.groups)
-                    rejected += rejections(update, refuses_port)
-                    if message.HasField("bookmark"):
-                        to_say.put(acknowledgement(0, message.bookmark.revision, []))
-                    elif point.nonce or (update.nonce and not update.more):
-                        to_say.put(acknowledgement(update.nonce or point.nonce, update.revision or point.revision, rejected))
-                        rejected = []
-            except grpc.RpcError:
-                return  # cancelled below
-
-        listener = Thread(target=hear)
-        listener.start()
-        try:
-            yield groups
-        finally:
-            to_say.put(None)
-            stream.cancel()
-            listener.join(TIMEOUT_S)
-
-
-def rejections(update: agents_pb.Update, port: int) -> list[agents_pb.RejectedObject]:
-    return [
-        agents_pb.RejectedObject(
-            object=agents_pb.ObjectVersion(kind=agents_pb.OBJECT_KIND_GROUP, key=group.group_id, version=group.version),
-            code=grpc.StatusCode.UNIMPLEMENTED.value[0],
-            message=f"port {port}",
-        )
-        for group in update.groups
-        if any(rule.spec.ports.first == port for rule in group.rules)
-    ]
-
-
-def acknowledgement(nonce: int, revision: int, rejected: list[agents_pb.RejectedObject]) -> agents_pb.SubscribeRequest:
-    return agents_pb.SubscribeRequest(ack=agents_pb.Ack(nonce=nonce, applied_revision=revision, rejected=rejected))
+        assert foreign.group_ids.count(refused) == 2
 
 
 def test_a_project_sees_nothing_of_another(site: System) -> None:

@@ -11,7 +11,7 @@ import pytest
 from running_system import System, wait_until
 
 WEB = "10.0.0.9"
-Spoil = Callable[[bytes], bytes]
+Spoil = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,6 @@ def site(shared: System) -> System:
 def guard_web_server(site: System) -> None:
     site.server("w1", WEB, "a1", site.group("web", 80))
     assert site.wait_in_force().in_force
-
-
-def cached(site: System) -> bool:
-    """Whether the cache on disk has this project's server, and so all that came with it."""
-    file = site.folder / "a1" / "ruleset.cache"
-    return file.exists() and f"{site.project}/w1".encode() in file.read_bytes()
 
 
 def enforced(site: System) -> tuple[str, str]:
@@ -66,7 +60,7 @@ def test_changes_acknowledged_just_before_the_crash_are_there_after_it(site: Sys
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: System, end: str) -> None:
-    wait_until(lambda: cached(site), "the cache is written")
+    wait_until(lambda: site.cached("a1", f"{site.project}/w1"), "the cache is written")
     site.stack.controller.kill()
     getattr(site.stack.agents["a1"], end)()
     site.stack.agents["a1"].start()
@@ -77,10 +71,6 @@ def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: S
     assert site.wait_in_force().in_force
 
 
-def one_bit(cache: bytes, at: int) -> bytes:
-    return cache[:at] + bytes([cache[at] ^ 1]) + cache[at + 1 :]
-
-
 def of_agent_a2(cache: bytes) -> bytes:
     """Make it a good cache of another agent."""
     payload = cache[52:].replace(b"\x0a\x02a1", b"\x0a\x02a2", 1)
@@ -88,17 +78,32 @@ def of_agent_a2(cache: bytes) -> bytes:
     return cache[:20] + sha256(payload).digest() + payload
 
 
+def written(made: Callable[[bytes], bytes]) -> Spoil:
+    def spoil(cache: Path) -> None:
+        cache.write_bytes(made(cache.read_bytes()))
+
+    return spoil
+
+
+def a_directory(cache: Path) -> None:
+    cache.unlink()
+    cache.mkdir()
+    (cache / "something").touch()
+
+
+def a_loop(cache: Path) -> None:
+    """Nobody can read it, not even root."""
+    cache.unlink()
+    cache.symlink_to(cache)
+
+
+# One of each kind; tests/agent/test_damaged_cache.py has all the others.
 SPOILS: list[tuple[str, Spoil]] = [
-    ("is torn: 0 bytes are less than its header", lambda cache: b""),
-    ("is torn: 51 bytes are less than its header", lambda cache: cache[:51]),
-    ("is torn: 0 bytes of", lambda cache: cache[:52]),
-    ("is torn", lambda cache: cache[:-1]),
-    ("is torn", lambda cache: cache + b"x"),
-    ("is not a cache of an agent", lambda cache: b"\x00" * len(cache)),
-    ("has format version 0, this agent reads 1", lambda cache: one_bit(cache, 8)),
-    ("its checksum does not fit", lambda cache: one_bit(cache, 20)),
-    ("its checksum does not fit", lambda cache: one_bit(cache, len(cache) - 1)),
-    ("is of agent a2, this is a1", of_agent_a2),
+    ("is torn", written(lambda cache: cache[: len(cache) // 2])),
+    ("is damaged: its checksum does not fit", written(lambda cache: cache[:-1] + bytes([cache[-1] ^ 1]))),
+    ("is of agent a2, this is a1", written(of_agent_a2)),
+    ("can't be read: Is a directory", a_directory),
+    ("can't be read: Too many levels of symbolic links", a_loop),
 ]
 
 
@@ -108,22 +113,22 @@ def test_a_damaged_cache_is_set_aside_and_never_used_in_part(site: System) -> No
     agent.stop()
     good = cache.read_bytes()
     for words, spoil in SPOILS:
-        spoiled = spoil(good)
-        cache.write_bytes(spoiled)
+        cache.write_bytes(good)
+        spoil(cache)
+        spoiled = cache.lstat().st_ino
         agent.start()
         assert enforced(site) == ("UNKNOWN_SERVER", "UNKNOWN_SERVER"), words
         said = site.logged("a1", "cache_set_aside")[-1]
-        assert str(cache) in said["reason"]
-        assert words in said["reason"]
-        assert Path(said["file"]).read_bytes() == spoiled
+        assert f"{cache} {words}" in said["reason"]
+        assert Path(said["file"]).lstat().st_ino == spoiled
+        assert not cache.is_symlink()
         assert not cache.exists()
-        agent.stop()
+        agent.kill()
     assert len(site.logged("a1", "cache_set_aside")) == len(SPOILS)
-    assert len(list(cache.parent.glob("*.damaged-*"))) == 5
     agent.start()
     site.stack.controller.start()
     wait_until(lambda: enforced(site) == ("NEW", "NO_RULE"), "what the controller says is in force")
-    wait_until(lambda: cached(site), "the cache is written anew")
+    wait_until(lambda: site.cached("a1", f"{site.project}/w1"), "the cache is written anew")
 
 
 def test_the_good_cache_is_used_again(site: System) -> None:

@@ -26,6 +26,11 @@ class Backoff:
         self._failures = min(self._failures + 1, _ATTEMPTS_COUNTED_MAX)
         return self._draw(0, bound_s)
 
+    def longest_wait_s(self) -> float:
+        """Return how long to wait where asking soon would not help: between half of the longest and the longest."""
+        self._failures = _ATTEMPTS_COUNTED_MAX
+        return self._draw(self._most_s / 2, self._most_s)
+
     def reset(self) -> None:
         """Begin anew, after a success."""
         self._failures = 0

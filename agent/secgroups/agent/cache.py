@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,7 +54,7 @@ class Cache:
     def __init__(self, folder: Path, agent_id: str) -> None:
         """Lock ``folder`` for as long as this lives. ConfigError if it can't be written or another agent uses it."""
         self._agent_id = agent_id
-        self._folder = folder
+        self.folder = folder
         self._file = folder / FILE_NAME
         try:
             if not folder.is_dir():
@@ -85,21 +87,32 @@ class Cache:
 
     def set_aside(self) -> Path:
         """Rename the file so that it can be looked at; of several the oldest makes room. OSError if that fails."""
-        names = [self._folder / f"{FILE_NAME}.damaged-{number}" for number in range(1, DAMAGED_MAX + 1)]
+        names = [self.folder / f"{FILE_NAME}.damaged-{number}" for number in range(1, DAMAGED_MAX + 1)]
         free = next((name for name in names if not name.exists()), None)
         target = free or min(names, key=lambda name: name.stat().st_mtime_ns)
+        # A directory can be in the place of either, and can't be renamed over a file nor a file over it.
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
         self._file.replace(target)
         return target
 
     def save(self, state: CachedState) -> None:
         """Write ``state`` durably in place of what was saved. OSError if that fails; the old file is then still whole."""
-        new = self._folder / f"{FILE_NAME}.new"
-        with new.open("wb") as file:
-            file.write(self._encoded(state))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._file)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        new = self.folder / f"{FILE_NAME}.new"
+        try:
+            with new.open("wb") as file:
+                file.write(self._encoded(state))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._file)
+        except OSError:
+            # Half a file is of no use, and on a full disk it would take what room others may find.
+            with suppress(OSError):
+                new.unlink()
+            raise
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:

@@ -65,7 +65,9 @@ class CacheWriter:
             # What is in force stays in force, and the old file is still whole. It is tried again each interval, and said once.
             self.note()
             if not self._failed:
-                log.warning("cache_not_written", error=str(error))
+                log.error("cache_not_written", folder=str(self._cache.folder), reason=error.strerror)  # noqa: TRY400
             self._failed = True
         else:
+            if self._failed:
+                log.info("cache_written_again", folder=str(self._cache.folder), revision=state.ruleset.revision)
             self._failed = False

@@ -43,6 +43,9 @@ class AgentConfig:
     shards: int = _setting(_ENGINE.shards, "how many threads may decide at once; servers and tables are divided among them")
     tcp_loose_s: int = _setting(0, "accept TCP in mid-stream for this many seconds after the start")
     essential_services: bool = _setting(True, "let DHCP and neighbour discovery pass whatever the rules say")
+    max_removal: float = _setting(
+        1.0, "largest share of the servers in force that a snapshot of the controller may remove, above 0; 1: any"
+    )
     reconnect_min_s: float = _setting(0.5, "bound of the first wait before connecting again")
     reconnect_max_s: float = _setting(30.0, "bound of every wait before connecting again")
     ready_file: str = _setting("", "file to write the address to, as JSON, once the agent serves")
@@ -55,6 +58,8 @@ class AgentConfig:
         _check_endpoint("listen", self.listen, port_min=0)
         if not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0]):
             raise ConfigError(f"listen {self.listen} is not on loopback; without TLS only loopback and unix:PATH are allowed")
+        if not 0 < self.max_removal <= 1:
+            raise ConfigError(f"max_removal {self.max_removal} is not a share: it must be above 0 and at most 1")
         if not 0.001 <= self.reconnect_min_s <= self.reconnect_max_s <= 3600:
             raise ConfigError(
                 f"reconnect_min_s {self.reconnect_min_s} and reconnect_max_s {self.reconnect_max_s} must ascend within 0.001..3600"

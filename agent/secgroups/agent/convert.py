@@ -14,6 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.flow import ICMP, TCP, UDP, Address, Direction
+from secgroups.agent.removal_limit import HeldBack
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import types_pb2 as types
@@ -146,6 +147,16 @@ def whole_update(ruleset: Ruleset) -> pb.Update:
         sets=[_set_message(held) for held in ruleset.sets.values()],
         groups=[_group_message(held) for held in ruleset.groups.values()],
         servers=[_server_message(held) for held in ruleset.servers.values()],
+    )
+
+
+def held_back_message(held_back: HeldBack) -> pb.HeldBack:
+    """Return what the controller, and whoever asks this agent, is told of a snapshot that is held back."""
+    return pb.HeldBack(
+        revision=held_back.revision,
+        servers_removed=held_back.servers_removed,
+        servers_held=held_back.servers_held,
+        max_removal=held_back.max_removal,
     )
 
 

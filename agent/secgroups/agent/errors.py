@@ -5,6 +5,7 @@ AgentError
 ├── UnenforceableError     an object of the controller that this agent can't enforce: it is rejected, the last good version stays
 ├── BaseVersionError       a patch does not fit what is held: ask for a full state again
 ├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
+├── HeldBackError          a snapshot would remove more servers than may go at once: stay with what is in force and ask again later
 ├── CacheError             the cached state on disk can't be used: it is set aside and the agent starts empty
 ├── FlowFileError          the flow table of an earlier process can't be used: it is said so and a new one begun
 ├── PacketError            a request for a verdict that is no packet at all: correct the named field
@@ -39,6 +40,10 @@ class BaseVersionError(AgentError):
 
 class StreamError(AgentError):
     """A message of the controller that does not fit what it said before."""
+
+
+class HeldBackError(AgentError):
+    """A whole snapshot that was not applied, because it would remove too many servers."""
 
 
 class CacheError(AgentError):

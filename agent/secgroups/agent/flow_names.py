@@ -74,13 +74,15 @@ class NamesFile:
         self._file = -1
         self._lines = 0
         self._table_id = b""
+        self._whole_bytes = 0
 
     def read(self, table_id: bytes) -> None:
         """Take the names of a table. Raises ``FlowFileError``."""
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            content = self.path.read_bytes()
         except OSError as error:
             raise FlowFileError(f"has no names: {error.strerror}") from None
+        lines = content.split(b"\n")
         names = Names()
         try:
             if _decoded(lines[0]) != ["table", table_id.hex()]:
@@ -90,12 +92,23 @@ class NamesFile:
             names.check()
         except (ValueError, KeyError) as error:
             raise FlowFileError(f"has damaged names: {error}") from None
-        self.names = names
+        self.names, self._lines = names, len(lines) - 1
+        self._table_id, self._whole_bytes = table_id, len(content) - len(lines[-1])
 
     def begin(self, table_id: bytes) -> None:
-        """Write all names for a table, in place of what was there. OSError if that fails; what was there then still is."""
+        """Write all names for a table, in place of what was there. OSError if that fails; what was there then still is.
+
+        The names that were read for just this table are gone on with if there is no room for others beside them.
+        """
+        was_read = table_id == self._table_id
         self._table_id = table_id
-        self._rewrite()
+        try:
+            self._rewrite()
+        except OSError:
+            if not was_read:
+                raise
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            os.ftruncate(self._file, self._whole_bytes)
 
     def note(self, *entry: object) -> None:
         """Have a line written with the next ``write``."""

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import structlog
 
-from secgroups.agent.cache import Cache, CachedState
+from secgroups.agent.boot_time import next_boot_time_ns
+from secgroups.agent.cache import LOCK_NAME, Cache, CachedState
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
 from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
+from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
 from secgroups.agent.services.verdicts import Verdicts
@@ -47,7 +49,7 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     state = load(cache, config.agent_id)
     table = open_table(config, state)
     firewall = Firewall(config.engine_settings(), now_ns=time.monotonic_ns(), flows=table)
-    replica = Replica(firewall)
+    replica = Replica(firewall, RemovalLimit(config.max_removal))
     if state is not None:
         replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns(), timeline_id=state.timeline_id)
     writer = CacheWriter(cache, replica)
@@ -60,7 +62,7 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     watch.note()
     subscription = Subscription(
         config.controller,
-        Identity(agent_id=config.agent_id, boot_id=str(uuid.uuid4()), boot_time_ns=time.time_ns(), version=program_version()),
+        identity_of(config),
         firewall,
         replica,
         applied=applied,
@@ -148,6 +150,12 @@ class BrokenTableWatch:
                 "flow_table_given_up", agent_id=self._config.agent_id, file=self._config.flow_table, reason=self._table.broken
             )
             self._table = None
+
+
+def identity_of(config: AgentConfig) -> Identity:
+    """Return who this start of the agent is. The lock of its folder, which is this process's by now, tells of the starts before."""
+    boot_time_ns = next_boot_time_ns(Path(config.state_dir) / LOCK_NAME, time.time_ns())
+    return Identity(agent_id=config.agent_id, boot_id=str(uuid.uuid4()), boot_time_ns=boot_time_ns, version=program_version())
 
 
 def write_ready_file(path: Path, address: str) -> None:

@@ -13,9 +13,10 @@ from itertools import chain
 from typing import Protocol, TypeVar
 
 from secgroups.agent import convert
-from secgroups.agent.errors import StreamError, UnenforceableError
+from secgroups.agent.errors import HeldBackError, StreamError, UnenforceableError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind, ObjectKey
+from secgroups.agent.removal_limit import HeldBack, RemovalLimit
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
 
@@ -92,10 +93,13 @@ class Replica:
     """The agent's side of the stream's state.
 
     ``revision``, ``store_epoch`` and ``timeline_id`` are of what is in force; 0 and "" if nothing is.
+    ``held_back`` is the latest snapshot that ``removal_limit`` did not let pass, until the agent is in sync again.
     """
 
-    def __init__(self, firewall: Firewall) -> None:
+    def __init__(self, firewall: Firewall, removal_limit: RemovalLimit | None = None) -> None:
+        self.held_back: HeldBack | None = None
         self._firewall = firewall
+        self._removal_limit = removal_limit or RemovalLimit()
         self.store_epoch = ""
         self.timeline_id = ""
         self.revision = 0
@@ -175,9 +179,9 @@ class Replica:
         return self._apply(step, message.nonce, message.revision, now_ns)
 
     def sync_point(self, message: pb.SyncPoint, now_ns: int) -> Applied:
-        """Take a sync point, which ends the step that is under way; return what is in force then.
+        """Take a sync point, which ends the step that is under way; return what is in force then. If it raises nothing was applied.
 
-        StreamError if the digests differ: then nothing was applied.
+        StreamError if the digests differ, HeldBackError if a snapshot would remove too many servers.
         """
         self._expect(message.nonce)
         ends_snapshot = self._snapshot_epoch is not None
@@ -186,11 +190,14 @@ class Replica:
         step = self._step or self._new_step()
         if message.state_digest != step.versions.digest:
             raise StreamError(f"state digest at revision {message.revision} is not that of what was told")
+        if ends_snapshot:
+            self._check_removal(step, message.revision)
         if ends_snapshot or self._step is not None:
             applied = self._apply(step, message.nonce, message.revision, now_ns)
         else:
             self._reach(message.revision)
             applied = Applied(nonce=message.nonce, revision=message.revision, objects=0, rejected=())
+        self.held_back = None
         return replace(applied, rejected=tuple(self._rejected.values()))
 
     def bookmark(self, message: pb.Bookmark) -> None:
@@ -201,6 +208,23 @@ class Replica:
     def _reach(self, revision: int) -> None:
         """Note that what is in force is the state of a revision, by what the controller of this stream says."""
         self.revision, self.timeline_id, self.from_cache = revision, self._stream_timeline_id, False
+
+    def _check_removal(self, step: _Step, revision: int) -> None:
+        """Look at what would be left of the servers in force. HeldBackError if that is too little; the step is then forgotten."""
+        held = self.ruleset.servers.keys()
+        kept = {server.server for server in (*self._last_good(step).servers.values(), *step.servers)}
+        removed = sum(name not in kept or (Kind.SERVER, name) not in step.versions for name in held)
+        if not self._removal_limit.exceeded(removed=removed, held=len(held)):
+            return
+        self.held_back = HeldBack(
+            store_epoch=self._snapshot_epoch or "",
+            revision=revision,
+            servers_removed=removed,
+            servers_held=len(held),
+            max_removal=self._removal_limit.max_removal,
+        )
+        self._step = None
+        raise HeldBackError(str(self.held_back))
 
     def _expect(self, nonce: int) -> None:
         if nonce != self._nonce + 1:

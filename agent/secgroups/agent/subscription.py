@@ -18,7 +18,8 @@ import grpc
 import structlog
 
 from secgroups.agent.backoff import Backoff
-from secgroups.agent.errors import BaseVersionError, StreamError
+from secgroups.agent.convert import held_back_message
+from secgroups.agent.errors import BaseVersionError, HeldBackError, StreamError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
 from secgroups.agent.preview_answers import PreviewAnswers
@@ -101,6 +102,8 @@ class Subscription:
         self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
         self._writing = asyncio.Lock()
         self._previews = PreviewAnswers(firewall, clock)
+        # What was said of the snapshot that is held back: whose, how many servers it would remove, of how many.
+        self._said_held_back: tuple[str, int, int] | None = None
 
     async def run(self) -> None:
         """Stay subscribed until cancelled. The first attempt is made at once."""
@@ -115,7 +118,7 @@ class Subscription:
     async def _attempt(self) -> float:
         """Hold one stream for as long as it lasts; return how long to wait before the next."""
         asked_s = 0.0
-        was_connected = False
+        was_connected = asks_in_vain = False
         try:
             async with self._connect(self._controller) as call:
                 await self._hold(call)
@@ -123,6 +126,10 @@ class Subscription:
             reason, asked_s = str(ended), ended.wait_s
         except (StreamError, BaseVersionError) as error:
             self._replica.distrust()
+            reason = str(error)
+        except HeldBackError as error:
+            # The next hello tells the controller, and should do so soon. After that it is asked seldom: somebody has to repair it.
+            asks_in_vain = not self._note_held_back()
             reason = str(error)
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
@@ -136,7 +143,7 @@ class Subscription:
         finally:
             was_connected, self.connected = self.connected, False
         # On top of what was asked: it is the same for all that are sent away together.
-        wait_s = asked_s + self._backoff.next_wait_s()
+        wait_s = asked_s + (self._backoff.longest_wait_s() if asks_in_vain else self._backoff.next_wait_s())
         event = "controller_lost" if was_connected else "controller_not_reached"
         log.warning(event, agent_id=self._identity.agent_id, controller=self._controller, reason=reason, retry_s=round(wait_s, 3))
         return wait_s
@@ -168,6 +175,8 @@ class Subscription:
             host=socket.gethostname(),
         )
         hello.boot_time.FromNanoseconds(identity.boot_time_ns)
+        if replica.held_back is not None:
+            hello.held_back.CopyFrom(held_back_message(replica.held_back))
         return hello
 
     def _welcome(self, message: pb.SubscribeResponse) -> None:
@@ -203,6 +212,7 @@ class Subscription:
             case "sync_point":
                 await self._in_force(call, self._replica.sync_point(message.sync_point, begun_ns), begun_ns)
                 self._backoff.reset()
+                self._note_in_sync()
             case "bookmark":
                 self._replica.bookmark(message.bookmark)
                 await self._say(call, pb.SubscribeRequest(ack=pb.Ack(applied_revision=self._replica.revision)))
@@ -251,6 +261,34 @@ class Subscription:
                 objects=applied.objects,
                 apply_us=apply_us,
             )
+
+    def _note_in_sync(self) -> None:
+        if self._said_held_back is not None:
+            self._said_held_back = None
+            log.info("snapshot_no_longer_held_back", agent_id=self._identity.agent_id, revision=self._replica.revision)
+
+    def _note_held_back(self) -> bool:
+        """Say what is held back and what to do; return whether that was new."""
+        held_back = self._replica.held_back
+        if held_back is None:
+            return False
+        case = held_back.store_epoch, held_back.servers_removed, held_back.servers_held
+        if case == self._said_held_back:
+            return False
+        self._said_held_back = case
+        log.error(
+            "snapshot_held_back",
+            agent_id=self._identity.agent_id,
+            controller=self._controller,
+            store_epoch=held_back.store_epoch,
+            revision=held_back.revision,
+            servers_removed=held_back.servers_removed,
+            servers_held=held_back.servers_held,
+            max_removal=held_back.max_removal,
+            revision_in_force=self._replica.revision,
+            advice="bring the controller's data back; if they may go, restart this agent with a larger --max-removal or without it",
+        )
+        return True
 
     async def _report(self, call: Call) -> None:
         """Send figures each heartbeat."""

@@ -282,7 +282,7 @@ class Hello(_message.Message):
 
     @_builtins.property
     def held_back(self) -> Global___HeldBack:
-        """The snapshot that its last stream ended with, if the agent held it back. Unset if it did not."""
+        """The snapshot that the agent holds back: the last whole one it was sent, if it has not been in sync since. Unset if there is none."""
 
     def __init__(
         self,

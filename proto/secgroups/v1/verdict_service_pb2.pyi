@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from secgroups.v1 import agent_service_pb2 as _agent_service_pb2
 from secgroups.v1 import ruleset_service_pb2 as _ruleset_service_pb2
 from secgroups.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -699,6 +700,7 @@ class GetStatsResponse(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     EVICTED_FIELD_NUMBER: _builtins.int
     FROM_CACHE_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Its id."""
     applied_revision: _builtins.int
@@ -735,6 +737,10 @@ class GetStatsResponse(_message.Message):
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleCounter]:
         """What each rule in force has let through, in ascending order of id."""
 
+    @_builtins.property
+    def held_back(self) -> _agent_service_pb2.HeldBack:
+        """The snapshot of the controller that the agent holds back, because it would remove too many servers. Unset if there is none."""
+
     def __init__(
         self,
         *,
@@ -752,10 +758,11 @@ class GetStatsResponse(_message.Message):
         rules: _abc.Iterable[Global___RuleCounter] | None = ...,
         evicted: _builtins.int = ...,
         from_cache: _builtins.bool = ...,
+        held_back: _agent_service_pb2.HeldBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["staleness", b"staleness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held_back", b"held_back", "staleness", b"staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "applied_revision", b"applied_revision", "connected", b"connected", "evicted", b"evicted", "flows", b"flows", "flows_by_state", b"flows_by_state", "flows_max", b"flows_max", "from_cache", b"from_cache", "groups", b"groups", "rules", b"rules", "servers", b"servers", "sets", b"sets", "staleness", b"staleness", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "applied_revision", b"applied_revision", "connected", b"connected", "evicted", b"evicted", "flows", b"flows", "flows_by_state", b"flows_by_state", "flows_max", b"flows_max", "from_cache", b"from_cache", "groups", b"groups", "held_back", b"held_back", "rules", b"rules", "servers", b"servers", "sets", b"sets", "staleness", b"staleness", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+from secgroups.agent.convert import held_back_message
 from secgroups.agent.errors import PacketError
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
@@ -104,6 +105,8 @@ class Verdicts(VerdictServiceServicer):
             evicted=stats.evicted,
             from_cache=self._replica.from_cache,
         )
+        if self._replica.held_back is not None:
+            response.held_back.CopyFrom(held_back_message(self._replica.held_back))
         heard_ns = self._subscription.last_heard_ns
         if heard_ns is not None:
             response.staleness.FromNanoseconds(max(0, now_ns - heard_ns))
