@@ -212,8 +212,8 @@ class Replica:
     def _check_removal(self, step: _Step, revision: int) -> None:
         """Look at what would be left of the servers in force. HeldBackError if that is too little; the step is then forgotten."""
         held = self.ruleset.servers.keys()
-        kept = {server.server for server in (*self._last_good(step).servers.values(), *step.servers)}
-        removed = sum(name not in kept or (Kind.SERVER, name) not in step.versions for name in held)
+        kept = self._last_good(step).servers.keys() | step.servers.keys()
+        removed = len(held - kept)
         if not self._removal_limit.exceeded(removed=removed, held=len(held)):
             return
         self.held_back = HeldBack(
