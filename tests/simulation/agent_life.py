@@ -142,7 +142,7 @@ class AgentLife:
         if not world.plan.keeps_flows:
             host.watched.clear()
         if state is not None:
-            self._restore(state)
+            self.replica.restore(state.ruleset, state.store_epoch, self.now_ns(), timeline_id=state.timeline_id)
             self.branches = world.fleet.branches_of(self)
         self._writer = CacheWriter(self._cache, self.replica, interval_s=world.plan.cache_interval_s)
         self.subscription = Subscription(
@@ -162,9 +162,6 @@ class AgentLife:
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 world.fail("bug", f"{self.process.name}: {task.exception()!r} ended a task of the agent")
-
-    def _restore(self, state: Any) -> None:
-        self.replica.restore(state.ruleset, state.store_epoch, self.now_ns())
 
     def _applied(self) -> None:
         assert self._writer is not None

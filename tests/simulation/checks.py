@@ -251,7 +251,10 @@ class Checks:
         for agent_id in sorted(branch.touched(revision)):
             status = life.core.publisher.find_status(agent_id)
             known = self._world.fleet.lives_by_boot.get(status.boot_id) if status else None
-            if known is None:
+            if known is None and revision <= life.start_revision and not _guards(branch.latest, agent_id):
+                # Of a revision before its start the controller counts the agents that guard a server, and those that came.
+                self._world.count("in_force before the start")
+            elif known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
             elif known.in_force.get(branch.number, -1) < revision and not self._has_it_all(known, branch, revision):
                 self._fail(
@@ -335,6 +338,10 @@ class Checks:
     @staticmethod
     def _depends_on(rejected: set[Key], state: State, name: str) -> bool:
         return any(kind != "server" or key == name for kind, key in rejected) and bool(rejected)
+
+
+def _guards(state: State, agent_id: str) -> bool:
+    return any(server.agent_id == agent_id for server in state.servers.values())
 
 
 def _is_so(method: str, request: Any, response: Any, state: State) -> bool:

@@ -93,6 +93,7 @@ class ControllerLife:
     def __init__(self, world: World, number: int, folder: Path, branch: Branch) -> None:
         self.world = world
         self.branch = branch
+        self.start_revision = branch.latest.revision
         self.folder = folder
         self.process = Process(f"controller#{number}")
         self.serving = False

@@ -123,7 +123,9 @@ class Network:
                 message.hello.window.messages, message.hello.window.bytes = self._world.plan.windows[life.agent_id]
             connection.held_servers = {held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER}
         elif kind == "ack" and life.arriving is not None:
-            self._world.checks.agent(life, [life.arriving])
+            # A receipt says nothing about what is in force; it is as before.
+            receipt = message.ack.received_nonce and not message.ack.nonce
+            self._world.checks.agent(life, life.branches if receipt else [life.arriving])
             self._world.count("rejections", len(message.ack.rejected))
         self._count_message(connection)
         return [message.SerializeToString()]

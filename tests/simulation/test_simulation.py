@@ -23,7 +23,7 @@ FAULTS = [
     *("controller_pause", "controller_kill", "controller_restart", "agent_kill", "agent_restart", "damage", "disk_full"),
     *("store_fails", "restore", "clock_jump"),
 ]
-MODES = ["snapshot"]
+MODES = ["snapshot", "difference", "resumed"]
 OCCURRENCES = [
     *(f"fault {name}" for name in FAULTS),
     *(f"mode {name}" for name in MODES),
