@@ -173,13 +173,10 @@ class ServerContext:
             message = await self._connection.up.read()
         except ConnectionError:
             return grpc.aio.EOF
-        if message is None:
-            return grpc.aio.EOF
-        return pb.SubscribeRequest.FromString(message)
+        return grpc.aio.EOF if message is None else message
 
-    async def write(self, message: Any) -> None:
+    async def write(self, packed: bytes) -> None:
         connection = self._connection
-        packed = message if isinstance(message, bytes) else message.SerializeToString()
         if connection.up.broken:
             raise asyncio.InvalidStateError("the connection is lost")
         for out in connection.controller.world.network.on_down(connection, packed):
