@@ -16,12 +16,14 @@ from secgroups.lab.stack import Process
 
 Spoil = Callable[[Path], None]
 
+LATEST = "where id = (select max(id) from _sqlite_migrations)"
+
 SPOILS: list[tuple[str, Spoil]] = [
     ("is no SQLite database", lambda file: file.write_bytes(b"hello, this is no database at all" * 300)),
     ("is damaged", lambda file: overwrite(file, at=4096, with_bytes=b"\xff" * 4096)),
     ("is damaged", lambda file: os.truncate(file, file.stat().st_size - 4096)),
     ("is damaged", lambda file: os.truncate(file, 5000)),
-    ("newer", lambda file: change(file, "update _sqlite_migrations set name = 'm9999_of_a_later_version'")),
+    ("newer", lambda file: change(file, f"update _sqlite_migrations set name = 'm9999_of_a_later_version' {LATEST}")),
 ]
 
 
