@@ -287,6 +287,8 @@ class Agent:
 
     def pump(self) -> list[Outbound]:
         """Take, apply and acknowledge until the controller has nothing more to say; return what it said."""
+        self.apply()
+        self.ack()
         said: list[Outbound] = []
         while messages := self.send():
             said += messages
