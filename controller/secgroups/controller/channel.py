@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from secgroups.controller.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, Piece, key_of, parts_of
+from secgroups.controller.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, Piece, parts_of
 from secgroups.controller.digest import HeldVersions
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.questions import Questions
@@ -280,7 +280,8 @@ class AgentChannel:
     def _go_on(self, now_us: int, clock_us: int) -> list[Outbound]:
         """The next message of a step, and all that ends it if nothing is marked then."""
         step = self._open = self._open or self._begin_step()
-        if not step.keys_left and not self._rest:
+        # More than one piece is left of an object that takes several messages: it is not counted how many.
+        if not step.keys_left and len(self._rest) <= 1:
             step.catch_ups += 1
         chunk = self._next_chunk(step)
         is_last = not self._dirty and not self._rest
@@ -315,9 +316,7 @@ class AgentChannel:
                 continue
             if not chunk.has_room(self._rest[0], bytes_max):
                 break
-            piece = self._rest.popleft()
-            step.keys.add(key_of(piece))
-            chunk.add(piece)
+            chunk.add(self._rest.popleft())
         return chunk
 
     def _take_object(self, step: _Step, bytes_max: int) -> None:
@@ -327,6 +326,7 @@ class AgentChannel:
         if step.since_revision is not None:
             step.since_revision = min(step.since_revision, since.revision)
         for piece in self._to_send(key):
+            step.keys.add(key)
             self._rest.extend(parts_of(piece, bytes_max))
 
     def _sync_point(self, step: _Step, clock_us: int) -> SyncPoint:

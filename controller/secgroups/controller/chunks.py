@@ -71,11 +71,6 @@ class Chunk:
 Piece = AddressSet | AddressSetPatch | GroupRules | ServerBinding | ObjectKey
 
 
-def key_of(piece: Piece) -> ObjectKey:
-    """Return the object that a piece is about."""
-    return piece if isinstance(piece, tuple) else piece.key
-
-
 def size_bytes(piece: Piece) -> int:
     """Return about what a piece takes in a message, rather too much than too little."""
     return _REMOVAL_BYTES if isinstance(piece, tuple) else piece.size_bytes

@@ -95,6 +95,8 @@ class SetHistory:
             self._order.append((group_id, version))
         elif kept.steps:
             kept.append(kept.pop().then(step))
+            for key in [key for key in self._ready if key[0] == group_id]:
+                del self._ready[key]
         # Else the version is where the known past begins, or its first part is forgotten: no patch can lead there.
         while kept.steps and (len(kept.steps) > CHANGES_PER_SET_MAX or kept.addresses > ADDRESSES_PER_SET_MAX):
             kept.popleft()

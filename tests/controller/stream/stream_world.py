@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.replica import Applied, Replica
+from secgroups.agent.ruleset import Ruleset
 from secgroups.controller import operations as ops
 from secgroups.controller.model import (
     ANYWHERE,
@@ -53,6 +58,20 @@ class World:
     def restart(self) -> None:
         """Start the controller anew; streams are gone."""
         self.store.close()
+        self._open()
+
+    def copy(self, path: Path) -> None:
+        """Write a copy of the file as it is, as a backup does."""
+        path.unlink(missing_ok=True)
+        with closing(sqlite3.connect(self._path)) as source, closing(sqlite3.connect(path)) as target:
+            source.backup(target)
+
+    def restore(self, path: Path) -> None:
+        """Start the controller anew on a copy that was made before."""
+        self.store.close()
+        for end in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        shutil.copy(path, self._path)
         self._open()
 
     def close(self) -> None:
@@ -130,9 +149,10 @@ class Agent:
         self.agent_id = agent_id
         self.boot = boot
         self.wakes = 0
+        self.took: Callable[[Outbound], None] = lambda message: None
         self.cannot: set[ObjectKey] = set()
         self.sent: list[Outbound] = []
-        self._inbox: list[Outbound] = []
+        self.inbox: list[Outbound] = []
         self._unacked: Applied | None = None
         self._received = 0
         self.window = pb.Window()
@@ -141,12 +161,30 @@ class Agent:
     def start(self) -> None:
         """Begin with nothing, as a new process without a cache."""
         self.replica = Replica(Firewall(now_ns=0))
+        self.saved: tuple[Ruleset, str, str] | None = None
         self.channel = None
+        self.inbox.clear()
+
+    def save(self) -> None:
+        """Save what is in force, as the cache does."""
+        replica = self.replica
+        if replica.store_epoch:
+            self.saved = (replace(replica.ruleset, revision=replica.revision), replica.store_epoch, replica.timeline_id)
+
+    def reboot(self) -> None:
+        """Begin with what was saved, as a new process with a cache."""
+        self.disconnect()
+        saved = self.saved
+        self.start()
+        self.boot += 1
+        if saved is not None:
+            ruleset, epoch, timeline_id = self.saved = saved
+            self.replica.restore(ruleset, epoch, 0, timeline_id=timeline_id)
 
     def connect(self) -> Agent:
         """Open a stream; what was under way on the last one is lost."""
         replica = self.replica
-        self._inbox.clear()
+        self.inbox.clear()
         self._unacked = None
         self._received = 0
         message = pb.Hello(
@@ -179,7 +217,7 @@ class Agent:
         assert self.channel is not None
         messages = self.channel.next_messages(self.world.now_us)
         self.sent += messages
-        self._inbox += messages
+        self.inbox += messages
         return messages
 
     def beat(self) -> list[Outbound]:
@@ -187,12 +225,13 @@ class Agent:
         assert self.channel is not None
         messages = self.channel.heartbeat(self.world.now_us)
         self.sent += messages
-        self._inbox += messages
+        self.inbox += messages
         return messages
 
-    def apply(self) -> None:
-        """Apply all that is on the wire."""
-        for message in self._inbox:
+    def apply(self, count: int = 1_000_000) -> None:
+        """Take what is on the wire, or so many messages of it."""
+        taken, self.inbox[:] = self.inbox[:count], self.inbox[count:]
+        for message in taken:
             response = pb.SubscribeResponse.FromString(self.world.wire.encoded(message))
             self._spoil(response.update)
             match response.WhichOneof("message"):
@@ -206,7 +245,7 @@ class Agent:
                     self._unacked = self.replica.sync_point(response.sync_point, 0)
                 case "bookmark":
                     self.replica.bookmark(response.bookmark)
-        self._inbox.clear()
+            self.took(message)
 
     def _spoil(self, update: pb.Update) -> None:
         """Make what this agent can't enforce look like something of a newer controller."""
@@ -248,6 +287,8 @@ class Agent:
 
     def pump(self) -> list[Outbound]:
         """Take, apply and acknowledge until the controller has nothing more to say; return what it said."""
+        self.apply()
+        self.ack()
         said: list[Outbound] = []
         while messages := self.send():
             said += messages

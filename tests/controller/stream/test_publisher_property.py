@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_world import ANYWHERE, PROJECT, Agent, Direction, Update, World, members, ops
+from stream_world import ANYWHERE, PROJECT, Agent, Direction, Update, Welcome, World, members, ops
 
 from secgroups.agent.flow import Direction as AgentDirection
 from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
 from secgroups.controller.errors import RequestError
 from secgroups.controller.model import Rule as ModelRule
 from secgroups.controller.model import RuleSpec
+from secgroups.controller.stream_messages import Outbound
+from secgroups.v1 import agent_service_pb2 as pb
 
 AGENTS = ("a", "b", "c")
 SERVERS = tuple(f"s{number}" for number in range(6))
@@ -40,31 +44,57 @@ step = st.one_of(
     st.tuples(st.just("rules"), group, st.lists(spec, max_size=3)),
     st.tuples(st.just("rename"), group, st.sampled_from(("x", "y"))),
     st.tuples(st.just("send"), agent),
-    st.tuples(st.just("apply"), agent),
+    st.tuples(st.just("apply"), agent, st.sampled_from((1, 2, 100))),
     st.tuples(st.just("ack"), agent),
     st.tuples(st.just("beat"), agent),
     st.tuples(st.just("pump"), agent),
     st.tuples(st.just("disconnect"), agent),
     st.tuples(st.just("connect"), agent),
     st.tuples(st.just("forget"), agent),
+    st.tuples(st.just("window"), agent, st.integers(0, 2), st.sampled_from((0, 1, 600))),
+    st.tuples(st.just("save"), agent),
+    st.tuples(st.just("reboot"), agent),
     st.tuples(st.just("restart")),
+    st.tuples(st.just("copy")),
+    st.tuples(st.just("restore")),
 )
 
 
 class Scene:
-    """A world with four groups and three agents, and what the steps do to it."""
+    """A world with four groups and three agents, and what the steps do to it. What there was is kept, by timeline and revision."""
 
     def __init__(self, path: Path) -> None:
+        self.folder = path.parent
         self.world = World(path)
         self.groups = [self.world.group(name) for name in GROUPS]
+        self.past: dict[tuple[str, int], Ruleset] = {}
+        self.copies: list[Path] = []
         self.agents = {name: Agent(self.world, name) for name in AGENTS}
-        for each in self.agents.values():
+        for name, each in self.agents.items():
+            each.took = partial(self._check_is_past, name)
             each.connect()
+        self.remember()
+
+    def remember(self) -> None:
+        self.past[self.world.store.timeline_id, self.world.revision] = ruleset_of(self.world, *everything(self.world))
+
+    def _check_is_past(self, name: str, message: Outbound) -> None:
+        """What is in force after a message is what there was at the revision that it names, and lacks nothing that it refers to."""
+        replica = self.agents[name].replica
+        if isinstance(message, Welcome) or (isinstance(message, Update) and message.more):
+            return
+        ruleset, past = replica.ruleset, self.past[replica.timeline_id, replica.revision]
+        for held, there in ((ruleset.servers, past.servers), (ruleset.groups, past.groups), (ruleset.sets, past.sets)):
+            assert held.items() <= there.items()
+        assert {group_id for held in ruleset.servers.values() for group_id in held.group_ids} == ruleset.groups.keys()
+        remotes = {rule.remote for held in ruleset.groups.values() for rule in held.rules if isinstance(rule.remote, str)}
+        assert remotes == ruleset.sets.keys()
 
     def take(self, step: tuple) -> None:
         verb, *arguments = step
         with suppress(RequestError):
             getattr(self, f"_{verb}")(*arguments)
+            self.remember()
 
     def _create_server(self, server_id, agent_id, groups, addresses) -> None:
         group_ids = [self.groups[number].id for number in groups]
@@ -103,8 +133,8 @@ class Scene:
         if self.agents[name].channel:
             self._check_span(name, self.agents[name].send())
 
-    def _apply(self, name) -> None:
-        self.agents[name].apply()
+    def _apply(self, name, count=100) -> None:
+        self.agents[name].apply(count)
 
     def _ack(self, name) -> None:
         self.agents[name].ack()
@@ -129,8 +159,30 @@ class Scene:
         self.agents[name].disconnect()
         self.agents[name].start()
 
+    def _window(self, name, messages, size_bytes) -> None:
+        self.agents[name].window = pb.Window(messages=messages, bytes=size_bytes)
+
+    def _save(self, name) -> None:
+        self.agents[name].save()
+
+    def _reboot(self, name) -> None:
+        self.agents[name].reboot()
+
     def _restart(self) -> None:
-        self.world.restart()
+        self._lose(self.world.restart)
+
+    def _copy(self) -> None:
+        self.copies.append(self.folder / f"copy-{len(self.copies)}.db")
+        self.world.copy(self.copies[-1])
+
+    def _restore(self) -> None:
+        if self.copies:
+            self._lose(partial(self.world.restore, self.copies[-1]))
+
+    def _lose(self, start: Callable[[], None]) -> None:
+        """End the controller and start it again. What it had sent may still arrive."""
+        start()
+        self.remember()
         for each in self.agents.values():
             each.channel = None
 
@@ -153,11 +205,18 @@ class Scene:
                     each.connect()
                 each.apply()
                 each.ack()
-                self._pump(name)
+                while each.channel.has_news:
+                    self._pump(name)
         for each in self.agents.values():
             each.beat()
             each.apply()
             each.ack()
+
+
+def everything(world: World) -> tuple[set[str], set[str], set[str]]:
+    """Return the keys of all servers, groups and sets that there are."""
+    group_ids = {group.id for group in world.state.groups(PROJECT)}
+    return {held.key for held in world.state.servers(PROJECT)}, group_ids, group_ids
 
 
 def span_of(world: World, agent_id: str, also: set[str] = frozenset()) -> tuple[set[str], set[str], set[str]]:
@@ -170,8 +229,11 @@ def span_of(world: World, agent_id: str, also: set[str] = frozenset()) -> tuple[
 
 def from_scratch(world: World, agent_id: str) -> Ruleset:
     """Return what an agent must hold, worked out from the state by another way than the publisher's."""
+    return ruleset_of(world, *span_of(world, agent_id))
+
+
+def ruleset_of(world: World, server_keys: set[str], group_ids: set[str], set_ids: set[str]) -> Ruleset:
     state = world.state
-    server_keys, group_ids, set_ids = span_of(world, agent_id)
     servers, groups, sets = {}, {}, {}
     for key in server_keys:
         held = state.find_server(PROJECT, key.partition("/")[2])
@@ -204,8 +266,20 @@ def states(scene: Scene) -> Iterator[tuple[Ruleset, Ruleset]]:
         yield from_scratch(scene.world, name), replace(each.replica.ruleset, revision=0)
 
 
+@pytest.fixture(params=[None, 700], ids=["one message a step", "many messages a step"], scope="module")
+def message_bytes_max(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Messages as they are, and so small that the least step takes several."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setattr("secgroups.controller.channel.CHUNK_BYTES_MAX", request.param)
+            patch.setattr("secgroups.controller.channel.CHUNK_BYTES_MIN", 300)
+            patch.setattr("secgroups.controller.channel.CATCH_UP_MAX", 2)
+        yield
+
+
+@pytest.mark.usefixtures("message_bytes_max")
 @settings(max_examples=150, deadline=None)
-@given(steps=st.lists(step, max_size=40))
+@given(steps=st.lists(step, max_size=50))
 def test_an_agent_in_step_holds_what_the_state_says(steps: list[tuple]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(Path(folder) / "secgroups.db")
