@@ -144,7 +144,9 @@ def at_another_host(site: System, agent_id: str) -> Iterator[None]:
 def test_an_agent_id_can_move_to_another_host_and_back_while_its_old_one_hangs(site: System) -> None:
     old = site.stack.agents["a1"]
     said_before = len(site.log("a1"))
+    old_boot_id = site.agent("a1").boot_id
     with frozen(old), at_another_host(site, "a1"):
+        wait_until(lambda: site.agent("a1").boot_id != old_boot_id, "the new one is heard")
         in_sync(site)
         assert enforced(site) == ["NEW", "NEW"]
         boot_id = site.agent("a1").boot_id
