@@ -44,6 +44,16 @@ def in_sync(site: System, *agent_ids: str) -> None:
         wait_until(lambda each=agent_id: site.agent_is_in_sync(each), f"{agent_id} is in sync")  # type: ignore[misc]
 
 
+def mode(site: System, agent_id: str) -> str:
+    """Return how an agent was brought up to date on its latest stream."""
+    return str(site.logged(agent_id, "controller_connected")[-1]["mode"]).removeprefix("SYNC_MODE_")
+
+
+def applied(site: System, agent_id: str) -> int:
+    """Return how many objects an agent has applied in all."""
+    return sum(each["objects"] for each in site.logged(agent_id, "ruleset_applied"))
+
+
 def enforced(site: System, port: int = 80) -> list[str]:
     """Return what a new connection to a port gets at each agent."""
     return [site.decide(agent_id, agent_id, WEB[agent_id], port) for agent_id in AGENTS]
@@ -51,7 +61,7 @@ def enforced(site: System, port: int = 80) -> list[str]:
 
 @pytest.mark.parametrize(("end", "changed"), [("stop", False), ("kill", False), ("kill", True)])
 def test_a_controller_that_is_restarted_finds_its_agents_and_they_what_has_changed(site: System, end: str, changed: bool) -> None:
-    controller = site.stack.controller
+    controller, told = site.stack.controller, {agent_id: applied(site, agent_id) for agent_id in AGENTS}
     assert [site.decide(each, each, WEB[each], 80, 50_000) for each in AGENTS] == ["NEW", "NEW"]
     if changed:
         # Acknowledged, and not seen by the agent: it is told of after the restart.
@@ -65,12 +75,16 @@ def test_a_controller_that_is_restarted_finds_its_agents_and_they_what_has_chang
     in_sync(site)
     assert enforced(site) == ["NEW", "NEW"]
     assert enforced(site, 22) == ["NO_RULE", "NEW" if changed else "NO_RULE"]
+    # What they hold is gone on from: they are told what has changed, a server and its new group, and nothing else.
+    assert [applied(site, agent_id) - told[agent_id] for agent_id in AGENTS] == [0, 2 if changed else 0]
+    if not changed:
+        assert [mode(site, agent_id) for agent_id in AGENTS] == ["RESUMED", "RESUMED"]
     # No flow was lost on the way.
     assert [site.decide(each, each, WEB[each], 80, 50_000, "SYN,ACK") for each in AGENTS] == ["ESTABLISHED", "ESTABLISHED"]
 
 
 def test_an_agent_that_is_killed_enforces_its_cache_and_is_told_what_it_missed(site: System) -> None:
-    a1 = site.stack.agents["a1"]
+    a1, told = site.stack.agents["a1"], applied(site, "a1")
     a1.kill()
     site.attach("a1", site.group("ssh", 22))
     with frozen(site.stack.controller):
@@ -80,6 +94,7 @@ def test_an_agent_that_is_killed_enforces_its_cache_and_is_told_what_it_missed(s
     in_sync(site)
     assert (enforced(site), enforced(site, 22)) == (["NEW", "NEW"], ["NEW", "NO_RULE"])
     assert not site.stats("a1").from_cache
+    assert (mode(site, "a1"), applied(site, "a1") - told) == ("RESUMED", 2)
 
 
 def put_back(site: System, copy: Path) -> None:
@@ -117,6 +132,8 @@ def test_an_older_database_that_was_put_back_is_what_counts(site: System) -> Non
         in_sync(site)
         assert (enforced(site), enforced(site, 22), enforced(site, 443)) == (["NEW"] * 2, ["NO_RULE"] * 2, ["NO_RULE", "NEW"])
         assert site.decide("a1", "a2", WEB["a2"], 80) == "UNKNOWN_SERVER"
+        # Nothing that they were told after the copy was made can be gone on from.
+        assert [mode(site, agent_id) for agent_id in AGENTS] == ["SNAPSHOT", "SNAPSHOT"]
         # And from there on as ever.
         site.attach("a1", site.group("late", 8443))
         assert site.wait_in_force().in_force
