@@ -13,30 +13,26 @@ WEB = "10.0.0.9"
 
 @pytest.fixture(scope="module")
 def shared(system: Callable[..., System]) -> System:
-    return system("a1")
+    return system()
 
 
 @pytest.fixture
 def site(shared: System, small_disk: Path) -> Iterator[System]:
     """Agent a1 has its folder on a small disk, and has saved there that w1 allows TCP 80."""
+    if not is_running(shared.stack.controller):
+        shared.stack.controller.start()
     shared.renew_project()
     shared.server("w1", WEB, "a1", shared.group("web", 80))
-    agent = shared.stack.agents["a1"]
-    kept = list(agent.arguments)
-    agent.stop()
     (small_disk / "state").mkdir()
-    agent.arguments[agent.arguments.index("--state-dir") + 1] = str(small_disk / "state")
-    agent.start()
+    (shared.folder / "a1").symlink_to(small_disk / "state")
+    agent = shared.stack.start_agent("a1")
     try:
         assert shared.wait_in_force().in_force
         wait_until(lambda: saved(small_disk, f"{shared.project}/w1"), "the cache is written")
         yield shared
     finally:
         agent.stop()
-        agent.arguments = kept
-        if not is_running(shared.stack.controller):
-            shared.stack.controller.start()
-        agent.start()
+        (shared.folder / "a1").unlink()
 
 
 def saved(disk: Path, text: str) -> bool:

@@ -14,8 +14,8 @@ WEB = "10.0.0.9"
 
 @pytest.fixture(scope="module")
 def shared(system: Callable[..., System]) -> System:
-    site = system("a1")
-    restart(site, "--max-removal", "0.5")
+    site = system()
+    site.stack.start_agent("a1", "--max-removal", "0.5")
     return site
 
 

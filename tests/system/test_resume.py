@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -31,17 +32,31 @@ def site(shared: System) -> System:
             process.start()
     shared.renew_project()
     group_id = shared.group("web", 80)
-    for agent_id in AGENTS:
-        shared.server(agent_id, WEB[agent_id], agent_id, group_id)
+    revisions = {agent_id: shared.server(agent_id, WEB[agent_id], agent_id, group_id) for agent_id in AGENTS}
     assert shared.wait_in_force().in_force
-    for agent_id in AGENTS:
-        wait_until(lambda each=agent_id: shared.cached(each, f"{shared.project}/{each}"), "the caches are written")  # type: ignore[misc]
+    for agent_id, revision in revisions.items():
+        wait_until(partial(shared.cached, agent_id, f"{shared.project}/{agent_id}"), "the caches are written")
+        wait_until(partial(has_applied, shared, agent_id, revision), "and it is said that it is in force")
     return shared
+
+
+def has_applied(site: System, agent_id: str, revision: int) -> bool:
+    return any(each["revision"] >= revision for each in site.logged(agent_id, "ruleset_applied"))
 
 
 def in_sync(site: System, *agent_ids: str) -> None:
     for agent_id in agent_ids or AGENTS:
-        wait_until(lambda each=agent_id: site.agent_is_in_sync(each), f"{agent_id} is in sync")  # type: ignore[misc]
+        wait_until(partial(site.agent_is_in_sync, agent_id), f"{agent_id} is in sync")
+
+
+def mode(site: System, agent_id: str) -> str:
+    """Return how an agent was brought up to date on its latest stream."""
+    return str(site.logged(agent_id, "controller_connected")[-1]["mode"]).removeprefix("SYNC_MODE_")
+
+
+def applied(site: System, agent_id: str) -> int:
+    """Return how many objects an agent has applied in all."""
+    return sum(each["objects"] for each in site.logged(agent_id, "ruleset_applied"))
 
 
 def enforced(site: System, port: int = 80) -> list[str]:
@@ -51,7 +66,7 @@ def enforced(site: System, port: int = 80) -> list[str]:
 
 @pytest.mark.parametrize(("end", "changed"), [("stop", False), ("kill", False), ("kill", True)])
 def test_a_controller_that_is_restarted_finds_its_agents_and_they_what_has_changed(site: System, end: str, changed: bool) -> None:
-    controller = site.stack.controller
+    controller, told = site.stack.controller, {agent_id: applied(site, agent_id) for agent_id in AGENTS}
     assert [site.decide(each, each, WEB[each], 80, 50_000) for each in AGENTS] == ["NEW", "NEW"]
     if changed:
         # Acknowledged, and not seen by the agent: it is told of after the restart.
@@ -65,12 +80,18 @@ def test_a_controller_that_is_restarted_finds_its_agents_and_they_what_has_chang
     in_sync(site)
     assert enforced(site) == ["NEW", "NEW"]
     assert enforced(site, 22) == ["NO_RULE", "NEW" if changed else "NO_RULE"]
+    # What they hold is gone on from: they are told what has changed, a server and its new group, and nothing else.
+    if changed:
+        wait_until(lambda: applied(site, "a2") > told["a2"], "it is said")
+    assert [applied(site, agent_id) - told[agent_id] for agent_id in AGENTS] == [0, 2 if changed else 0]
+    if not changed:
+        assert [mode(site, agent_id) for agent_id in AGENTS] == ["RESUMED", "RESUMED"]
     # No flow was lost on the way.
     assert [site.decide(each, each, WEB[each], 80, 50_000, "SYN,ACK") for each in AGENTS] == ["ESTABLISHED", "ESTABLISHED"]
 
 
 def test_an_agent_that_is_killed_enforces_its_cache_and_is_told_what_it_missed(site: System) -> None:
-    a1 = site.stack.agents["a1"]
+    a1, told = site.stack.agents["a1"], applied(site, "a1")
     a1.kill()
     site.attach("a1", site.group("ssh", 22))
     with frozen(site.stack.controller):
@@ -80,11 +101,13 @@ def test_an_agent_that_is_killed_enforces_its_cache_and_is_told_what_it_missed(s
     in_sync(site)
     assert (enforced(site), enforced(site, 22)) == (["NEW", "NEW"], ["NEW", "NO_RULE"])
     assert not site.stats("a1").from_cache
+    wait_until(lambda: applied(site, "a1") > told, "it is said")
+    assert (mode(site, "a1"), applied(site, "a1") - told) == ("RESUMED", 2)
 
 
 def put_back(site: System, copy: Path) -> None:
     """Have the controller go on with a database that it had before."""
-    site.stack.controller.stop()
+    site.stack.controller.kill()
     shutil.rmtree(site.folder / "controller")
     shutil.copytree(copy, site.folder / "controller")
     site.stack.controller.start()
@@ -117,6 +140,8 @@ def test_an_older_database_that_was_put_back_is_what_counts(site: System) -> Non
         in_sync(site)
         assert (enforced(site), enforced(site, 22), enforced(site, 443)) == (["NEW"] * 2, ["NO_RULE"] * 2, ["NO_RULE", "NEW"])
         assert site.decide("a1", "a2", WEB["a2"], 80) == "UNKNOWN_SERVER"
+        # Nothing that they were told after the copy was made can be gone on from.
+        assert [mode(site, agent_id) for agent_id in AGENTS] == ["SNAPSHOT", "SNAPSHOT"]
         # And from there on as ever.
         site.attach("a1", site.group("late", 8443))
         assert site.wait_in_force().in_force
@@ -144,7 +169,9 @@ def at_another_host(site: System, agent_id: str) -> Iterator[None]:
 def test_an_agent_id_can_move_to_another_host_and_back_while_its_old_one_hangs(site: System) -> None:
     old = site.stack.agents["a1"]
     said_before = len(site.log("a1"))
+    old_boot_id = site.agent("a1").boot_id
     with frozen(old), at_another_host(site, "a1"):
+        wait_until(lambda: site.agent("a1").boot_id != old_boot_id, "the new one is heard")
         in_sync(site)
         assert enforced(site) == ["NEW", "NEW"]
         boot_id = site.agent("a1").boot_id

@@ -11,13 +11,17 @@ from secgroups.controller.stream_messages import Hello, ObjectKey, Rejected, Rep
 
 @dataclass(slots=True, kw_only=True)
 class AgentRecord:
-    """An agent that has connected. ``behind_since`` counts while it is not connected: the oldest revision that it has missed."""
+    """An agent that has connected. ``behind_since`` counts while it is not connected: the oldest revision that it has missed.
+
+    ``heard_clock_us`` is when it was last heard by a clock that nobody sets; ``last_heard_us`` tells people the time of day.
+    """
 
     hello: Hello
     channel: AgentChannel | None = None
     behind_since: int | None = None
     applied_revision: int = 0
     last_heard_us: int = 0
+    heard_clock_us: int = 0
     connected_us: int = 0
     rejected: Mapping[ObjectKey, Rejected] = field(default_factory=dict)
     report: Report | None = None
@@ -44,6 +48,7 @@ class AgentStatus:
     applied_revision: int = 0
     pending_revisions: int = 0
     last_heard_us: int | None = None
+    heard_clock_us: int | None = None
     connected_us: int | None = None
     rejected: tuple[Rejected, ...] = ()
     server_count: int = 0

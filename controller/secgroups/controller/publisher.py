@@ -261,11 +261,11 @@ class Publisher:
         record.rejected = channel.rejected
         record.channel = None
 
-    def heard(self, channel: AgentChannel, now_us: int, report: Report | None = None) -> None:
-        """Note that an agent has spoken, and what it reported."""
+    def heard(self, channel: AgentChannel, now_us: int, clock_us: int, report: Report | None = None) -> None:
+        """Note that an agent has spoken, and what it reported. ``clock_us`` is by a clock that nobody sets."""
         record = self._roster.find(channel.agent_id)
         if record is not None and record.channel is channel:
-            record.last_heard_us = now_us
+            record.last_heard_us, record.heard_clock_us = now_us, clock_us
             record.report = report or record.report
 
     def end_all(self, reason: str, reconnect_after_s: float) -> None:

@@ -111,6 +111,7 @@ class Roster:
             applied_revision=record.applied_revision,
             pending_revisions=max(1, waiting) if record.pending_since is not None else waiting,
             last_heard_us=record.last_heard_us,
+            heard_clock_us=record.heard_clock_us,
             connected_us=record.connected_us if connected else None,
             rejected=tuple(record.rejected[key] for key in sorted(record.rejected)),
             server_count=server_count,

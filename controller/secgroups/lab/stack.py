@@ -98,14 +98,13 @@ class Stack:
             self.stop()
             raise
 
-    def start_agent(self, agent_id: str) -> Process:
-        """Start one more agent."""
+    def start_agent(self, agent_id: str, *flags: str) -> Process:
+        """Start one more agent, with ``flags`` on top of what it needs."""
         state = self._folder / agent_id
         state.mkdir(exist_ok=True)
         own = ["--agent-id", agent_id, "--state-dir", str(state)]
-        agent = self._process(
-            agent_id, ["secgroups.agent", *own, "--controller", self.controller.address, "--listen", "127.0.0.1:0"]
-        )
+        where = ["--controller", self.controller.address, "--listen", "127.0.0.1:0"]
+        agent = self._process(agent_id, ["secgroups.agent", *own, *where, *flags])
         self.agents[agent_id] = agent
         agent.start()
         return agent

@@ -13,6 +13,7 @@ import pytest
 from stream_world import allow
 
 from secgroups.controller import operations as ops
+from secgroups.controller.clocks import Clocks
 from secgroups.controller.core import Core
 from secgroups.controller.interceptors import ErrorsAndLog
 from secgroups.controller.services.agents import Agents, add_agents_to_server
@@ -41,7 +42,9 @@ class Waiting(RulesetServiceServicer):
 
 
 class Site:
-    """A controller that serves, and a channel to it."""
+    """A controller that serves, and a channel to it. Its time of day is ``clock_ahead_ns`` ahead of this machine's."""
+
+    clock_ahead_ns = 0
 
     def __init__(self, core: Core, address: str, channel: grpc.aio.Channel) -> None:
         self.core = core
@@ -73,12 +76,14 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False))
     settings = StreamSettings(heartbeat_s=HEARTBEAT_S, hello_timeout_s=0.3)
     server = grpc.aio.server(interceptors=[ErrorsAndLog()])
-    add_agents_to_server(Agents(core, settings), server)
+    clocks = Clocks(time_of_day_ns=lambda: time.time_ns() + made.clock_ahead_ns)
+    add_agents_to_server(Agents(core, settings, clocks), server)
     add_RulesetServiceServicer_to_server(Waiting(core), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Site(core, f"127.0.0.1:{port}", channel)
+        made = Site(core, f"127.0.0.1:{port}", channel)
+        yield made
     await server.stop(0)
     await core.close()
 
@@ -129,6 +134,12 @@ class Client:
         except grpc.aio.AioRpcError as error:
             return error.code(), error.details() or ""
         return await self.call.code(), reason or await self.call.details() or ""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not holds():
+            await asyncio.sleep(0.005)
 
 
 async def living(site: Site, agent_id: str) -> asyncio.Task[None]:
@@ -332,6 +343,29 @@ async def test_an_agent_that_has_nothing_to_be_told_of_a_change_was_heard_just_n
     assert heard_us == sorted(heard_us)
     assert time.time() - heard_us[0] / 1e6 < TIMEOUT_S
     living_agent.cancel()
+
+
+@pytest.mark.parametrize("years", [-1, 1])
+async def test_a_clock_that_is_set_closes_no_stream_and_makes_nobody_stale(site: Site, years: int) -> None:
+    await site.server("s1", "a", 1)
+    living_agent = await living(site, "a")
+    site.clock_ahead_ns = years * 365 * 86_400 * 10**9
+    connected_since = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent.connected_since
+    heard_us = site.core.publisher.find_status("a").heard_clock_us
+    # At a heartbeat, when who is silent is closed.
+    await until(lambda: site.core.publisher.find_status("a").heard_clock_us > heard_us)
+    told = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent
+    assert (told.connected, told.connected_since) == (True, connected_since)
+    assert told.staleness.ToSeconds() < TIMEOUT_S
+    assert (await site.wait(await site.server("s2", "a", 2))).in_force
+    living_agent.cancel()
+    await until(lambda: not site.core.publisher.find_status("a").connected)
+    # Whether the clock is put right or not: it grows stale by what has passed.
+    for clock_ahead_ns in (site.clock_ahead_ns, 0):
+        site.clock_ahead_ns = clock_ahead_ns
+        told = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent
+        assert told.staleness.ToMicroseconds() > 0
+        assert told.staleness.ToSeconds() < TIMEOUT_S
 
 
 async def test_agents_are_listed_in_pages(site: Site) -> None:

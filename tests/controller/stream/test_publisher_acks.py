@@ -155,7 +155,7 @@ def test_a_rejected_set_gets_its_next_version_whole(world: World, agent: Agent) 
 
 
 def test_what_a_report_says_is_shown(world: World, agent: Agent) -> None:
-    world.publisher.heard(agent.channel, world.now_us + 5, Report(flows=7, denies=3, verdicts={"REASON_NO_RULE": 3}))
+    world.publisher.heard(agent.channel, world.now_us + 5, 9, Report(flows=7, denies=3, verdicts={"REASON_NO_RULE": 3}))
     status = world.publisher.find_status("a")
     assert (status.report.flows, status.last_heard_us, status.host, status.server_count) == (7, world.now_us + 5, "host", 1)
 

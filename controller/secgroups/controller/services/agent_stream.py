@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
-from secgroups.controller.stream_messages import GoAway, Outbound, Update, Welcome
+from secgroups.controller.stream_messages import GoAway, Outbound, Report, Update, Welcome
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class AgentStream:
         if not isinstance(first, bytes):
             return
         channel = self._publisher.connect(hello_of(_parsed(first)), self._wake, self._clocks.now_us())
+        self._heard(channel)
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))
         reading.add_done_callback(lambda _: self._news.set())
@@ -171,17 +172,20 @@ class AgentStream:
             match request.WhichOneof("message"):
                 case "ack":
                     channel.acknowledge(ack_of(request.ack), self._clocks.now_us(), self._clocks.monotonic_us())
-                    self._publisher.heard(channel, self._clocks.now_us())
+                    self._heard(channel)
                 case "report":
-                    self._publisher.heard(channel, self._clocks.now_us(), report_of(request.report))
+                    self._heard(channel, report_of(request.report))
                 case "preview_result":
                     channel.questions.answer(preview_result_of(request.preview_result))
-                    self._publisher.heard(channel, self._clocks.now_us())
+                    self._heard(channel)
                 case "hello":
                     raise InvalidError("hello", "stands only at the beginning of a stream")
                 case _:
                     # A newer agent may say more than this controller understands.
-                    self._publisher.heard(channel, self._clocks.now_us())
+                    self._heard(channel)
+
+    def _heard(self, channel: AgentChannel, report: Report | None = None) -> None:
+        self._publisher.heard(channel, self._clocks.now_us(), self._clocks.monotonic_us(), report)
 
     def _count(self, channel: AgentChannel, said_bytes: int) -> bool:
         """Count what the agent says; whether it may say that much. One that may not is sent away."""

@@ -52,10 +52,10 @@ class Agents(AgentServiceServicer):
         ids = publisher.agent_ids()
         first = bisect_right(ids, page_start(_LIST, request.page_token))
         page = ids[first : first + size]
-        now_us = self._clocks.now_us()
+        clock_us = self._clocks.monotonic_us()
         statuses = [status for agent_id in page if (status := publisher.find_status(agent_id)) is not None]
         return pb.ListAgentsResponse(
-            agents=[_agent_message(status, now_us) for status in statuses],
+            agents=[_agent_message(status, clock_us) for status in statuses],
             next_page_token=page_token(_LIST, page[-1]) if first + size < len(ids) else "",
             revision=self._core.state.revision,
         )
@@ -68,7 +68,7 @@ class Agents(AgentServiceServicer):
         if status is None:
             message = f"there is no agent {request.id}: no server names it and it has not connected since the controller started"
             raise NotFoundError("agent", request.id, message=message)
-        return pb.GetAgentResponse(agent=_agent_message(status, self._clocks.now_us()), revision=self._core.state.revision)
+        return pb.GetAgentResponse(agent=_agent_message(status, self._clocks.monotonic_us()), revision=self._core.state.revision)
 
 
 def add_agents_to_server(agents: Agents, server: grpc.aio.Server) -> None:
@@ -87,7 +87,7 @@ def _unary(call: Any, request: type[Message]) -> grpc.RpcMethodHandler[Any, Any]
     )
 
 
-def _agent_message(status: AgentStatus, now_us: int) -> pb.Agent:
+def _agent_message(status: AgentStatus, clock_us: int) -> pb.Agent:
     message = pb.Agent(
         id=status.agent_id,
         connected=status.connected,
@@ -99,8 +99,8 @@ def _agent_message(status: AgentStatus, now_us: int) -> pb.Agent:
         rejected=[rejected_message(rejected) for rejected in status.rejected],
         server_count=status.server_count,
     )
-    if status.last_heard_us is not None:
-        message.staleness.FromMicroseconds(max(0, now_us - status.last_heard_us))
+    if status.heard_clock_us is not None:
+        message.staleness.FromMicroseconds(max(0, clock_us - status.heard_clock_us))
     if status.connected_us is not None:
         message.connected_since.CopyFrom(timestamp(status.connected_us))
     if status.report is not None:
