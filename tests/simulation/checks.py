@@ -67,6 +67,12 @@ class Checks:
         if branches:
             self._fail("enforces", f"{life.process.name} at revision {revision}: {'; or '.join(problems)}")
 
+    def snapshot(self, life: AgentLife, max_removal: float) -> None:
+        """A snapshot has been applied by an agent that holds back those which remove more than a share of its servers."""
+        gone = life.servers - life.firewall.ruleset.servers.keys()
+        if len(gone) > max_removal * len(life.servers):
+            self._fail("enforces", f"{life.process.name} lost {len(gone)} of {len(life.servers)} servers to a snapshot")
+
     def _rejected(self, life: AgentLife, state: State) -> set[Key]:
         """Return what an agent was told and does not enforce in that version, or did not when what it has was kept."""
         ruleset = life.firewall.ruleset
