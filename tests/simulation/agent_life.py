@@ -11,20 +11,21 @@ from streams import Dialling
 from truth import Branch, Key, Opening, enforced
 from virtual_loop import Process
 
-from secgroups.agent.cache import FILE_NAME, Cache
+from secgroups.agent.boot_time import next_boot_time_ns
+from secgroups.agent.cache import FILE_NAME, LOCK_NAME, Cache
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Direction, Packet, Reason, TcpFlags, Verdict
 from secgroups.agent.process import load
+from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.subscription import Identity, Subscription
+from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
     from streams import Connection
     from world import World
-
-    from secgroups.v1 import agent_service_pb2 as pb
 
 SETTINGS = EngineSettings(flows_max=512, server_flows_max=256, fragments_max=16)
 FLOWS_WATCHED_MAX = 8
@@ -66,21 +67,29 @@ class Host:
         self.flows: Any = None
         self.watched: list[Flow] = []
         self.disk_full = False
+        self.max_removal = 1.0
         self.clock_ns = 0
         self.life: AgentLife | None = None
         self.starts = 0
 
-    def fill_disk(self) -> None:
-        """Make every write of the cache fail: its new file is a device that is always full."""
+    def fill_disk(self, how: str) -> None:
+        """Make writes of the cache fail: the next one as on a full disk, or all of them as on a broken one."""
         new = self.folder / f"{FILE_NAME}.new"
         new.unlink(missing_ok=True)
-        new.symlink_to("/dev/full")
+        if how == "full":
+            new.symlink_to("/dev/full")
+        else:
+            new.mkdir()
         self.disk_full = True
 
     def free_disk(self) -> None:
         """Let writes succeed again."""
         if self.disk_full:
-            (self.folder / f"{FILE_NAME}.new").unlink(missing_ok=True)
+            new = self.folder / f"{FILE_NAME}.new"
+            if new.is_dir():
+                new.rmdir()
+            else:
+                new.unlink(missing_ok=True)
             self.disk_full = False
 
     def damage(self, how: str) -> None:
@@ -122,6 +131,7 @@ class AgentLife:
         self._writer: CacheWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._arriving: Branch | None = None
+        self._snapshot_comes = False
 
     def start(self) -> None:
         """Start the process."""
@@ -138,7 +148,7 @@ class AgentLife:
         kept = host.flows if world.plan.keeps_flows else None
         self.firewall = Firewall(SETTINGS, now_ns=self.now_ns(), engine=world.plan.engine, flows=kept)
         host.flows = self.firewall.flows
-        self.replica = Replica(self.firewall)
+        self.replica = Replica(self.firewall, RemovalLimit(host.max_removal))
         if not world.plan.keeps_flows:
             host.watched.clear()
         if state is not None:
@@ -147,7 +157,12 @@ class AgentLife:
         self._writer = CacheWriter(self._cache, self.replica, interval_s=world.plan.cache_interval_s)
         self.subscription = Subscription(
             "controller",
-            Identity(agent_id=host.agent_id, boot_id=self.boot_id, boot_time_ns=world.wall_ns(host.clock_ns), version="simulated"),
+            Identity(
+                agent_id=host.agent_id,
+                boot_id=self.boot_id,
+                boot_time_ns=next_boot_time_ns(host.folder / LOCK_NAME, world.wall_ns(host.clock_ns)),
+                version="simulated",
+            ),
             self.firewall,
             self.replica,
             applied=self._applied,
@@ -166,6 +181,9 @@ class AgentLife:
     def _applied(self) -> None:
         assert self._writer is not None
         self._writer.note()
+        if self._snapshot_comes:
+            self.world.checks.snapshot(self, self.host.max_removal)
+        self._snapshot_comes = False
         if self._arriving is not None:
             self.world.checks.agent(self, [self._arriving], traffic=True)
 
@@ -198,6 +216,7 @@ class AgentLife:
         """Note whose history the next thing that is applied belongs to."""
         if response.WhichOneof("message") == "welcome":
             self._arriving = connection.controller.branch
+            self._snapshot_comes = response.welcome.mode == pb.SYNC_MODE_SNAPSHOT
 
     @property
     def arriving(self) -> Branch | None:

@@ -67,6 +67,12 @@ class Checks:
         if branches:
             self._fail("enforces", f"{life.process.name} at revision {revision}: {'; or '.join(problems)}")
 
+    def snapshot(self, life: AgentLife, max_removal: float) -> None:
+        """A snapshot has been applied by an agent that holds back those which remove more than a share of its servers."""
+        gone = life.servers - life.firewall.ruleset.servers.keys()
+        if len(gone) > max_removal * len(life.servers):
+            self._fail("enforces", f"{life.process.name} lost {len(gone)} of {len(life.servers)} servers to a snapshot")
+
     def _rejected(self, life: AgentLife, state: State) -> set[Key]:
         """Return what an agent was told and does not enforce in that version, or did not when what it has was kept."""
         ruleset = life.firewall.ruleset
@@ -184,29 +190,35 @@ class Checks:
         if kind == "welcome":
             connection.welcomed = message.welcome
             self._world.count(f"mode {pb.SyncMode.Name(message.welcome.mode).removeprefix('SYNC_MODE_').lower()}")
-        if kind != "update":
-            return
-        update = message.update
-        branch = connection.controller.branch
+        if kind == "update":
+            self._sent_update(connection, message.update)
+        elif kind == "sync_point":
+            connection.step_from = None
+
+    def _sent_update(self, connection: Connection, update: pb.Update) -> None:
+        branch, agent_id, held = connection.controller.branch, connection.agent.agent_id, connection.held_servers
         if not branch.has(update.revision):
             self._fail("span", f"update of revision {update.revision}, the store is at {branch.latest.revision}")
             return
-        state = branch.at(update.revision)
-        agent_id = connection.agent.agent_id
+        # A step may be sent over a while; what is left of a large object is of the revision at which its first part was made.
+        first = connection.step_from if connection.step_from is not None else update.revision
+        connection.step_from = first if update.more else None
+        states = [branch.at(revision) for revision in range(first, update.revision + 1)]
         for server in update.servers:
-            here = state.servers.get(server.server)
-            if (here is None or here.agent_id != agent_id) and server.server not in connection.held_servers:
+            guards = any(server.server in state.servers and state.servers[server.server].agent_id == agent_id for state in states)
+            if not guards and server.server not in held:
                 self._fail("span", f"{agent_id} is sent server {server.server}, which it is not to guard")
-            connection.held_servers.add(server.server)
-        span = spanned(state, agent_id, connection.held_servers)
+            held.add(server.server)
+        spans = [spanned(state, agent_id, held).keys() for state in states]
         sent: list[Key] = [("group", group.group_id) for group in update.groups]
         sent += [("set", made.group_id) for made in (*update.sets, *update.set_patches)]
         for key in sent:
-            if key not in span:
+            if not any(key in span for span in spans):
                 self._fail("span", f"{agent_id} is sent {key} at revision {update.revision}, outside of its span")
-        connection.held_servers.difference_update(update.removed_servers)
+        held.difference_update(update.removed_servers)
         self._world.count("removals", len(update.removed_servers) + len(update.removed_groups) + len(update.removed_sets))
         self._world.count("patches", len(update.set_patches))
+        self._world.count("parts of a step", int(update.more))
 
     # lost
 
@@ -272,10 +284,9 @@ class Checks:
         return any(not self._difference(life, branch, number, objects) for number in later)
 
     def _check_not_rejected(self, life: AgentLife, branch: Branch, revision: int) -> None:
-        nothing: frozenset[str] = frozenset()
-        before = branch.spanned(revision - 1, life.agent_id, nothing)
-        after = branch.spanned(revision, life.agent_id, nothing)
-        changed = {key for key in after if before.get(key) != after[key]}
+        # What the revision itself changed: groups that were rejected before it, and that it brings a server to, do not count.
+        before, after = branch.at(revision - 1), branch.at(revision)
+        changed = {("group", group_id) for group_id in after.groups if before.rules_of(group_id) != after.rules_of(group_id)}
         refused = {key for key in changed & life.rejected if self._is_strange(branch.at(revision), key)}
         if refused and life.process.alive:
             self._fail(

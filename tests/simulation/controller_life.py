@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,7 @@ class ControllerLife:
         self.stopping = False
         self.connections: list[Connection] = []
         self.commits_to_fail = 0
+        self.doubtful = False
         self._store: SqliteStore | None = None
 
     @property
@@ -149,8 +151,10 @@ class ControllerLife:
         if self.commits_to_fail:
             self.commits_to_fail -= 1
             self.world.count("store_failed")
-            # After some number of steps SQLite gives up, as it does for a disk that fails.
-            store._connection.set_progress_handler(lambda: 1, self.world.loop.random.randrange(1, 400))
+            # After some number of steps SQLite gives up, as it does for a disk that fails: once, some times, or until the end.
+            random = self.world.loop.random
+            failures = repeat(1, random.choice((1, 1, 2, 3, 1_000_000)))
+            store._connection.set_progress_handler(lambda: next(failures, 0), random.randrange(1, 400))
         try:
             done = work(batch)
         finally:

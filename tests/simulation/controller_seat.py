@@ -80,6 +80,11 @@ class ControllerSeat:
         page = store.changes_since(life.branch.latest.revision)
         life.branch.add(page.changes)
         self._world.note("commit", life.branch.latest.revision)
+        if store.revision != life.branch.latest.revision and not life.doubtful:
+            # It could not find out whether a commit took effect. It says so from now on, and that it wants to be started again.
+            life.doubtful = True
+            self._world.count("store in doubt")
+            self._world.loop.later(1.0, self.stop, 0.2)
 
     def answered(self, life: ControllerLife, method: str, request: Any, response: Any) -> None:
         """A call has been answered, in this moment."""

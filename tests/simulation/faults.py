@@ -141,7 +141,9 @@ def _disk_full(world: World) -> bool:
     host = _some_host(world)
     if host.disk_full:
         return False
-    host.fill_disk()
+    how = world.random.choice(("full", "broken"))
+    world.count(f"disk {how}")
+    host.fill_disk(how)
     world.loop.later(_some_time_s(world), host.free_disk)
     return True
 

@@ -26,6 +26,7 @@ class Fleet:
 
     def new_host(self, agent_id: str, name: str) -> Host:
         host = Host(agent_id, name, self._world.folder / name)
+        host.max_removal = self._world.plan.max_removals.get(agent_id, 1.0)
         self.hosts.append(host)
         self._world.network.add_link(name)
         return host

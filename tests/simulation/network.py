@@ -121,6 +121,7 @@ class Network:
         if kind == "hello":
             if life.agent_id in self._world.plan.windows:
                 message.hello.window.messages, message.hello.window.bytes = self._world.plan.windows[life.agent_id]
+            self._world.count("held back", int(message.hello.HasField("held_back")))
             connection.held_servers = {held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER}
         elif kind == "ack" and life.arriving is not None:
             # A receipt says nothing about what is in force; it is as before.

@@ -70,6 +70,8 @@ class Plan:
     mix: dict[str, int]
     # By agent: messages and bytes of the window that it asks for.
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # By agent: the share of its servers that a snapshot may remove.
+    max_removals: dict[str, float] = field(default_factory=dict)
     # Agents whose program is too old for some rules.
     old_agents: frozenset[str] = frozenset()
 
@@ -104,5 +106,6 @@ def plan_of(seed: int) -> Plan:
         # Some seeds do one thing much more often than the others.
         mix={name: weight * (20 if name == much else 1) for name, weight in MIX.items()},
         windows=windows,
+        max_removals={agent_id: random.choice((0.2, 0.5, 0.9)) for agent_id in agent_ids if random.random() < 0.2},
         old_agents=frozenset(agent_id for agent_id in agent_ids if random.random() < 0.15),
     )

@@ -136,6 +136,7 @@ class Connection:
         # What was seen on it, for the checks.
         self.welcomed: pb.Welcome | None = None
         self.held_servers: set[str] = set()
+        self.step_from: int | None = None
         self._loop = loop
 
     @property

@@ -38,6 +38,10 @@ class State:
                 shelves[change.kind][change.key] = change.after
         return State(revision, shelves["group"], shelves["rule"], shelves["server"])
 
+    def rules_of(self, group_id: str) -> set[str]:
+        """Return the ids of a group's rules."""
+        return {key for key, rule in self.rules.items() if rule.group_id == group_id}
+
     def shape(self) -> dict[str, Any]:
         """Return what two equal states have in common, without the revisions that the log does not tell."""
         return {

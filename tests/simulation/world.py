@@ -151,8 +151,16 @@ class World:
             if host.life is not None:
                 host.life.process.paused = False
                 host.life.process.after_steps(1 << 60, lambda: None)
+        self._let_snapshots_pass()
         for connection in self.network.open_connections():
             connection.reset_after = None
+
+    def _let_snapshots_pass(self) -> None:
+        """Do what an operator does about snapshots that are held back: start those agents again without the limit."""
+        for host in self.fleet.hosts:
+            limited, host.max_removal = host.max_removal < 1, 1.0
+            if limited and host.life is not None:
+                self.fleet.stop(host.life, 0.1)
 
     async def _converge(self) -> None:
         began_s = self.loop.time()

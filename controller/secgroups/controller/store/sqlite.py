@@ -173,8 +173,9 @@ class SqliteStore:
         except _UndoneError:
             return results
         except sqlite3.Error as error:
-            message = f"the store can't be written now ({error}); nothing was changed, try again"
-            return [StoreUnavailableError(message) for _ in batch]
+            if not self._took_effect(revision):
+                message = f"the store can't be written now ({error}); nothing was changed, try again"
+                return [StoreUnavailableError(message) for _ in batch]
         self.revision = revision
         self.compacted_revision = compacted or self.compacted_revision
         return results
@@ -183,6 +184,16 @@ class SqliteStore:
         """Roll back a transaction whose own rollback failed: inside of it, the next commit would be none."""
         if self._connection.in_transaction:
             self._connection.rollback()
+
+    def _took_effect(self, revision: int) -> bool:
+        """Whether a commit up to ``revision`` is in the file though it was answered with an error, as a last step can be."""
+        try:
+            self._end_what_failed()
+            counted = self._connection.execute("SELECT value FROM meta WHERE key = 'revision'").fetchone()[0]
+        except sqlite3.Error:
+            # Nobody can tell. If it did, ``_count_to`` refuses what comes next.
+            return False
+        return revision > self.revision and int(counted) == revision
 
     def _run(self, pending: Pending[Any], revision: int) -> Committed[Any] | Exception:
         """Run one mutation in its savepoint, on top of ``revision``; return what became of it."""
