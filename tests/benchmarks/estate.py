@@ -27,6 +27,16 @@ LARGE_GROUPS = 10
 MOVED_EVERY = 50
 # Every group is born with two rules.
 BORN_RULES = 2
+# What ``fill_site`` makes.
+SITE_PROJECT = "site"
+SITE_AGENT = "site"
+SITE_SERVERS = 50
+SITE_GROUPS = 200
+SITE_RULES = 20
+CROWD = 10_000
+WATCHER = "watcher"
+# A server that joins the large group and leaves it.
+JOINING = "joining"
 BATCH = 128
 SEED = 7
 
@@ -50,11 +60,12 @@ def fill(path: Path, size: Size) -> None:
     """Make the database file ``path``. The same size gives the same model but for ids and times."""
     store = SqliteStore(path, durable=False)
     try:
-        random_ = random.Random(SEED)
         agents = [f"hypervisor-{number // SERVERS_PER_AGENT:05}" for number in range(size.servers)]
-        random_.shuffle(agents)
+        random.Random(SEED).shuffle(agents)
         for number in range(size.projects):
             project = f"project-{number:03}"
+            # Of its own, so that a project is the same in a larger model.
+            random_ = random.Random(f"{SEED} {number}")
             group_ids = _commit(store, _groups(project, size.groups // size.projects))
             _commit(store, _rules(project, group_ids, size.rules // size.groups - BORN_RULES, random_))
             share = range(number * size.servers // size.projects, (number + 1) * size.servers // size.projects)
@@ -62,6 +73,53 @@ def fill(path: Path, size: Size) -> None:
             _commit(store, _moves(project, server_ids, agents, random_))
     finally:
         store.close()
+
+
+def fill_site(path: Path) -> None:
+    """Make the database file of one agent's site: 50 servers in 200 groups of 20 rules, every second group naming that of 10,000.
+
+    No agent guards the members of that group, each is in one of the 200 groups too, and those name one another as remotes. A
+    server of agent ``watcher`` needs the large group and little else.
+    """
+    store = SqliteStore(path, durable=False)
+    try:
+        random_ = random.Random(SEED)
+        default, crowd, watched, *roles = _commit(store, _groups(SITE_PROJECT, SITE_GROUPS + 3))
+        _commit(store, _site_rules(crowd, roles, random_))
+        _commit(store, iter([_naming(watched, crowd)]))
+        each = SITE_GROUPS // SITE_SERVERS
+        _commit(store, (_server(f"crowd-{at:05}", at, "", [crowd, roles[at % len(roles)]]) for at in range(CROWD)))
+        own = [(CROWD + at, roles[at * each : (at + 1) * each]) for at in range(SITE_SERVERS)]
+        _commit(store, (_server(f"own-{at:05}", at, SITE_AGENT, group_ids) for at, group_ids in own))
+        _commit(store, iter([_server("watched", CROWD + SITE_SERVERS, WATCHER, [watched])]))
+        _commit(store, iter([_server(JOINING, CROWD + SITE_SERVERS + 1, "", [default])]))
+    finally:
+        store.close()
+
+
+def _naming(group_id: str, remote: str) -> Operation:
+    spec = RuleSpec(direction=Direction.INGRESS, protocol=TCP, ports=(5432, 5432), remote=GroupRemote(remote))
+    return partial(operations.create_rules, project=SITE_PROJECT, group_id=group_id, specs=[spec], bulk=False)
+
+
+def _site_rules(crowd: str, roles: list[str], random_: random.Random) -> Iterator[Operation]:
+    networks = [IPv4Network((random_.getrandbits(32) >> 12 << 12, 20)) for _ in range(200)]
+    for number, group_id in enumerate(roles):
+        specs = [_spec(at, roles, networks, random_) for at in range(SITE_RULES - BORN_RULES - number % 2)]
+        yield partial(operations.create_rules, project=SITE_PROJECT, group_id=group_id, specs=specs, bulk=True)
+        if number % 2:
+            yield _naming(group_id, crowd)
+
+
+def _server(server_id: str, number: int, agent_id: str, group_ids: list[str]) -> Operation:
+    return partial(
+        operations.create_server,
+        project=SITE_PROJECT,
+        server_id=server_id,
+        addresses=[IPv4Address(0x0A000000 + number)],
+        agent_id=agent_id,
+        group_ids=sorted(group_ids),
+    )
 
 
 def _commit(store: SqliteStore, wanted: Iterator[Operation]) -> list[str]:
