@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from secgroups.agent.flow import ICMP, Address
+from secgroups.agent.members import IPV6_BYTES
 from secgroups.agent.ruleset import Network, Rule
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ _FIRST_NETWORK, _FIRST_GROUP = 4, 5
 _RANK_END = 1 << 63
 _RANK_STEP = 1 << 32
 
+# What stands before the four bytes of an IPv4 address in the core.
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
 
 def packed(address: Address) -> bytes:
     """Return 16 bytes: IPv4 as ::ffff:a.b.c.d."""
-    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed if address.version == 6 else _MAPPED + address.packed
 
 
 class Ranks:
@@ -240,13 +244,13 @@ class Rulebook:
         self.set_group(group_id, {})
         del self._groups[group_id]
 
-    def change_members(self, group_id: str, added: Iterable[Address], removed: Iterable[Address]) -> None:
-        """Addresses join and leave a group; those that join are not in it, those that leave are."""
+    def change_members(self, group_id: str, added: Iterable[bytes], removed: Iterable[bytes]) -> None:
+        """Addresses, as bytes in network order, join and leave a group; those that join are not in it, those that leave are."""
         label = self._label_of_group(group_id)
         for address in removed:
-            self._core.remove_member(packed(address), label)
+            self._core.remove_member(address if len(address) == IPV6_BYTES else _MAPPED + address, label)
         for address in added:
-            self._core.add_member(packed(address), label)
+            self._core.add_member(address if len(address) == IPV6_BYTES else _MAPPED + address, label)
 
     def join_policy(self, group_ids: Iterable[str]) -> Policy:
         """Return the policy of these groups, which are held, for one more server."""
