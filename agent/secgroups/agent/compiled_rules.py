@@ -204,6 +204,8 @@ class Rulebook:
         self._networks: dict[Network, tuple[int, int]] = {}
         self._network_users: dict[Network, int] = {}
         self._group_labels: dict[str, int] = {}
+        # Groups whose label may have become idle.
+        self._maybe_idle: set[str] = set()
         self._free_labels: tuple[list[int], list[int]] = ([], [])
         self._next_labels = [_FIRST_NETWORK, _FIRST_GROUP]
         # For each group that rules name as remote, the groups whose rules do, and how many.
@@ -247,6 +249,7 @@ class Rulebook:
     def change_members(self, group_id: str, added: Iterable[bytes], removed: Iterable[bytes]) -> None:
         """Addresses, as bytes in network order, join and leave a group; those that join are not in it, those that leave are."""
         label = self._label_of_group(group_id)
+        self._maybe_idle.add(group_id)
         for address in removed:
             self._core.remove_member(address if len(address) == IPV6_BYTES else _MAPPED + address, label)
         for address in added:
@@ -325,6 +328,7 @@ class Rulebook:
                 del users[group_id]
             if not users:
                 del self._naming[remote]
+                self._maybe_idle.add(remote)
         elif remote is not None and remote.prefixlen:
             self._network_users[remote] -= 1
             if not self._network_users[remote]:
@@ -335,8 +339,10 @@ class Rulebook:
 
     def forget_labels(self, held_sets: Mapping[str, object]) -> None:
         """Free the labels of groups that no rule names and whose members are not held."""
-        for group_id in [each for each in self._group_labels if each not in self._naming and each not in held_sets]:
-            self._free_labels[1].append(self._group_labels.pop(group_id))
+        for group_id in self._maybe_idle:
+            if group_id in self._group_labels and group_id not in self._naming and group_id not in held_sets:
+                self._free_labels[1].append(self._group_labels.pop(group_id))
+        self._maybe_idle.clear()
 
     def _label_of_group(self, group_id: str) -> int:
         label = self._group_labels.get(group_id)
