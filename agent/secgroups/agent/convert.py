@@ -167,12 +167,12 @@ def _refuse_unknown(message: Message, what: str = "it") -> None:
 
 
 def whole_update(ruleset: Ruleset) -> pb.Update:
-    """Return everything in ``ruleset`` as a message, for the cache."""
+    """Return everything in ``ruleset`` as a message."""
     return pb.Update(
         revision=ruleset.revision,
-        sets=[_set_message(held) for held in ruleset.sets.values()],
-        groups=[_group_message(held) for held in ruleset.groups.values()],
-        servers=[_server_message(held) for held in ruleset.servers.values()],
+        sets=map(set_message, ruleset.sets.values()),
+        groups=map(group_message, ruleset.groups.values()),
+        servers=map(server_message, ruleset.servers.values()),
     )
 
 
@@ -186,7 +186,8 @@ def held_back_message(held_back: HeldBack) -> pb.HeldBack:
     )
 
 
-def _set_message(held: AddressSet) -> pb.AddressSet:
+def set_message(held: AddressSet) -> pb.AddressSet:
+    """Return a set as a message."""
     return pb.AddressSet(
         group_id=held.group_id,
         version=held.version,
@@ -195,7 +196,8 @@ def _set_message(held: AddressSet) -> pb.AddressSet:
     )
 
 
-def _server_message(held: ServerBinding) -> pb.ServerBinding:
+def server_message(held: ServerBinding) -> pb.ServerBinding:
+    """Return a binding as a message."""
     packed = [address.packed for address in held.addresses]
     return pb.ServerBinding(
         server=held.server,
@@ -206,7 +208,8 @@ def _server_message(held: ServerBinding) -> pb.ServerBinding:
     )
 
 
-def _group_message(held: GroupRules) -> pb.GroupRules:
+def group_message(held: GroupRules) -> pb.GroupRules:
+    """Return a group as a message."""
     rules = [pb.PolicyRule(id=rule.id, spec=_spec_message(rule)) for rule in held.rules]
     return pb.GroupRules(group_id=held.group_id, version=held.version, name=held.name, rules=rules)
 
