@@ -147,7 +147,11 @@ class _Counts:
         if counts:
             self._counts[owner] = dict(counts)
         for name in counts:
-            self._owners.setdefault(name, set()).add(owner)
+            owners = self._owners.get(name)
+            if owners is None:
+                self._owners[name] = {owner}
+            else:
+                owners.add(owner)
 
     def of(self, owner: str) -> Collection[str]:
         return self._counts.get(owner, {}).keys()

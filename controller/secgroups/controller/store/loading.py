@@ -17,7 +17,6 @@ from secgroups.controller.store.interface import Contents
 from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, address_of, names_of, spec_of_text
 
 V = TypeVar("V")
-T = TypeVar("T")
 
 _GROUPS = f"SELECT {', '.join(GROUP_COLUMNS)} FROM groups ORDER BY id"  # noqa: S608
 _RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revision FROM rules ORDER BY id"
@@ -36,7 +35,8 @@ class _Loading:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._shared: dict[Any, Any] = {}
+        # Called with a value twice it returns the first that was equal: SQLite makes a new string for every column of every row.
+        self._share: Callable[[Any, Any], Any] = {}.setdefault
 
     def contents(self, revision: int) -> Contents:
         groups = list(self._each("groups", _GROUPS, self._group))
@@ -67,17 +67,14 @@ class _Loading:
             found[project][server_id].append(value)
         return found
 
-    def _share(self, value: T) -> T:
-        """Return the first that was equal: SQLite makes a new string for every column of every row."""
-        return self._shared.setdefault(value, value)  # type: ignore[no-any-return]
-
-    def _group(self, id_: str, project: str, *values: Any) -> Group:
-        name, description, created_us, updated_us, revision, rules_revision, members_revision = values
+    def _group(self, id_: str, project: str, name: str, description: str, *values: int) -> Group:
+        share = self._share
+        created_us, updated_us, revision, rules_revision, members_revision = values
         return Group(
-            id=self._share(id_),
-            project=self._share(project),
+            id=share(id_, id_),
+            project=share(project, project),
             name=name,
-            description=self._share(description),
+            description=share(description, description),
             created_us=created_us,
             updated_us=updated_us,
             revision=revision,
@@ -86,32 +83,36 @@ class _Loading:
         )
 
     def _rule(self, id_: str, project: str, group_id: str, text: str, remote: str | None, created_us: int, revision: int) -> Rule:
+        share = self._share
         spec = spec_of_text(text)
         if spec.remote_group_id != remote:
             # SQLite guards the column, and only with it what the spec refers to.
             raise ValueError(f"its spec names group {spec.remote_group_id} as remote, its row names {remote}")
         return Rule(
             id=id_,
-            project=self._share(project),
-            group_id=self._share(group_id),
+            project=share(project, project),
+            group_id=share(group_id, group_id),
             spec=spec,
             created_us=created_us,
             revision=revision,
         )
 
     def _server(self, project: str, id_: str, name: str, agent_id: str, *values: Any) -> Server:
-        created_us, updated_us, revision, binding_revision, previous_agent_ids, moved_revision = values
+        share = self._share
+        created_us, updated_us, revision, binding_revision, previous_agent_text, moved_revision = values
+        previous_agent_ids = names_of(previous_agent_text)
+        group_ids = tuple([share(group_id, group_id) for group_id in self._attached[project].pop(id_, ())])
         return Server(
-            project=self._share(project),
+            project=share(project, project),
             id=id_,
             name=name,
             addresses=tuple([address_of(text) for text in self._addresses[project].pop(id_, ())]),
-            agent_id=self._share(agent_id),
-            group_ids=self._share(tuple([self._share(group_id) for group_id in self._attached[project].pop(id_, ())])),
+            agent_id=share(agent_id, agent_id),
+            group_ids=share(group_ids, group_ids),
             created_us=created_us,
             updated_us=updated_us,
             revision=revision,
             binding_revision=binding_revision,
-            previous_agent_ids=self._share(names_of(previous_agent_ids)),
+            previous_agent_ids=share(previous_agent_ids, previous_agent_ids),
             moved_revision=moved_revision,
         )
