@@ -98,7 +98,7 @@ class RuleNumbers:
         if number is not None:
             self._gone.pop(number, None)
             return number
-        if not self._free and len(self._gone) >= self._collect_at:
+        if self._gone and not self._free and len(self._gone) >= self._collect_at:
             self._collect()
         if self._free:
             number = self._free.pop()
@@ -192,6 +192,15 @@ class _Group:
     policies: set[Policy] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Prefix:
+    """A network that rules name as remote, and how many do."""
+
+    label: int
+    number: int
+    rules: int = 0
+
+
 class Rulebook:
     """What is installed in ``core``. Methods that change it want the core locked."""
 
@@ -201,8 +210,7 @@ class Rulebook:
         self._ranks = Ranks(core)
         self._groups: dict[str, _Group] = {}
         self._policies: dict[frozenset[str], Policy] = {}
-        self._networks: dict[Network, tuple[int, int]] = {}
-        self._network_users: dict[Network, int] = {}
+        self._networks: dict[Network, _Prefix] = {}
         self._group_labels: dict[str, int] = {}
         # Groups whose label may have become idle.
         self._maybe_idle: set[str] = set()
@@ -308,16 +316,14 @@ class Rulebook:
             return self._label_of_group(remote)
         if remote.prefixlen == 0:
             return _ALL_IPV4 if remote.version == 4 else _ALL_IPV6
-        if remote not in self._networks:
+        prefix = self._networks.get(remote)
+        if prefix is None:
             label = self._new_label(0)
-            number = int(remote.network_address)
-            self._networks[remote] = (
-                label,
-                self._core.add_prefix(number >> 64, number & (1 << 64) - 1, remote.prefixlen, remote.version == 4, label),
-            )
-            self._network_users[remote] = 0
-        self._network_users[remote] += 1
-        return self._networks[remote][0]
+            address = int(remote.network_address)
+            number = self._core.add_prefix(address >> 64, address & (1 << 64) - 1, remote.prefixlen, remote.version == 4, label)
+            prefix = self._networks[remote] = _Prefix(label, number)
+        prefix.rules += 1
+        return prefix.label
 
     def _give_label(self, group_id: str, rule: Rule) -> None:
         remote = rule.remote
@@ -330,12 +336,12 @@ class Rulebook:
                 del self._naming[remote]
                 self._maybe_idle.add(remote)
         elif remote is not None and remote.prefixlen:
-            self._network_users[remote] -= 1
-            if not self._network_users[remote]:
-                del self._network_users[remote]
-                label, prefix = self._networks.pop(remote)
-                self._core.remove_prefix(prefix)
-                self._free_labels[0].append(label)
+            prefix = self._networks[remote]
+            prefix.rules -= 1
+            if not prefix.rules:
+                del self._networks[remote]
+                self._core.remove_prefix(prefix.number)
+                self._free_labels[0].append(prefix.label)
 
     def forget_labels(self, held_sets: Mapping[str, object]) -> None:
         """Free the labels of groups that no rule names and whose members are not held."""

@@ -277,25 +277,34 @@ def timestamp(time_us: int) -> Timestamp:
 
 def spec_message(spec: RuleSpec) -> pb.RuleSpec:
     """Return what a rule allows, in canonical form."""
-    protocol = pb.PROTOCOL_ANY if spec.protocol is None else _PROTOCOLS.get(spec.protocol, pb.PROTOCOL_NUMBER)
-    message = pb.RuleSpec(direction=pb.Direction.ValueType(spec.direction), protocol=protocol)
-    if protocol == pb.PROTOCOL_NUMBER and spec.protocol is not None:
+    message = pb.RuleSpec(description=spec.description)
+    fill_spec(message, spec)
+    return message
+
+
+def fill_spec(message: pb.RuleSpec, spec: RuleSpec) -> None:
+    """Write what a rule allows into a message, all but the description."""
+    message.direction = pb.Direction.ValueType(spec.direction)
+    if spec.protocol is None:
+        message.protocol = pb.PROTOCOL_ANY
+    elif spec.protocol in _PROTOCOLS:
+        message.protocol = _PROTOCOLS[spec.protocol]
+    else:
+        message.protocol = pb.PROTOCOL_NUMBER
         message.protocol_number = spec.protocol
     if spec.ports is not None:
-        message.ports.first, message.ports.last = spec.ports
+        ports = message.ports
+        ports.first, ports.last = spec.ports
     if spec.icmp_type is not None:
         message.icmp_type = spec.icmp_type
     if spec.icmp_code is not None:
         message.icmp_code = spec.icmp_code
-    if spec.description:
-        message.description = spec.description
     if isinstance(spec.remote, GroupRemote):
         message.group_id = spec.remote.group_id
     elif isinstance(spec.remote, AnywhereRemote):
         message.anywhere.SetInParent()
     else:
         message.cidr = _cidr(spec.remote)
-    return message
 
 
 def rule_message(rule: Rule) -> pb.Rule:
