@@ -107,13 +107,17 @@ def group_of(row: Row | Sequence[Any]) -> Group:
 
 def rule_of(row: Row) -> Rule:
     """Return the rule of a row."""
+    return _rule(row, spec_of_text(row["spec"]))
+
+
+def _rule(values: Row, spec: RuleSpec) -> Rule:
     return Rule(
-        id=row["id"],
-        project=row["project"],
-        group_id=row["group_id"],
-        spec=spec_of_text(row["spec"]),
-        created_us=row["created_us"],
-        revision=row["revision"],
+        id=values["id"],
+        project=values["project"],
+        group_id=values["group_id"],
+        spec=spec,
+        created_us=values["created_us"],
+        revision=values["revision"],
     )
 
 
@@ -158,7 +162,7 @@ def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
     if kind == "group":
         return group_of(record)
     if kind == "rule":
-        return rule_of({**record, "spec": to_json(record["spec"])})
+        return _rule(record, spec_of(record["spec"]))
     if "previous_agent_id" in record:
         # Written before there could be several.
         record["previous_agent_ids"] = record["previous_agent_id"]
