@@ -9,7 +9,7 @@ the move without rejecting the server or one of its groups; see ``moves``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -183,9 +183,11 @@ class Publisher:
     def _holders(self, server: Server) -> list[str]:
         return list(self._interest.agents_of((Kind.SERVER, server.key)))
 
-    def _agents_to_hold(self, server: Server) -> frozenset[str]:
-        own = frozenset([server.agent_id] if server.agent_id else ())
-        return own | self._moves.holders(server.key)
+    def _agents_to_hold(self, server: Server) -> Collection[str]:
+        own = (server.agent_id,) if server.agent_id else ()
+        holders = self._moves.holders(server.key)
+        # Hardly ever is a server on its way.
+        return holders.union(own) if holders else own
 
     def _place(self, server: Server) -> Marks:
         """Put a server on the agents that are to have it now, and on no other."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from secgroups.controller.errors import StoreFileError, StoreUnavailableError
+from secgroups.controller.errors import RequestError, StoreFileError, StoreUnavailableError
 from secgroups.controller.model import Change, Limits
 from secgroups.controller.store import answers, change_log, loading, timelines
 from secgroups.controller.store.ids import Ids
