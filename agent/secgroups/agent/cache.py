@@ -22,6 +22,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from secgroups.agent import convert
+from secgroups.agent.cache_pieces import Pieces
 from secgroups.agent.errors import CacheError, ConfigError, UnenforceableError
 from secgroups.agent.ruleset import Ruleset
 from secgroups.v1 import agent_service_pb2 as pb
@@ -56,6 +57,7 @@ class Cache:
         self._agent_id = agent_id
         self.folder = folder
         self._file = folder / FILE_NAME
+        self._pieces = Pieces()
         try:
             if not folder.is_dir():
                 raise ConfigError(f"state_dir {folder} {'is not a directory' if folder.exists() else 'does not exist; make it'}")
@@ -126,7 +128,7 @@ class Cache:
             applied_revision=state.ruleset.revision,
         )
         head = hello.SerializeToString()
-        payload = _LENGTH.pack(len(head)) + head + convert.whole_update(state.ruleset).SerializeToString()
+        payload = _LENGTH.pack(len(head)) + head + self._pieces.join(state.ruleset)
         return _HEADER.pack(_MAGIC, _FORMAT_VERSION, len(payload), sha256(payload).digest()) + payload
 
     def _decoded(self, content: bytes) -> CachedState:

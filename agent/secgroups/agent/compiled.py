@@ -30,6 +30,7 @@ from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Address, Direction, Explanation, Packet, Reason
 from secgroups.agent.flow_filter import FlowFilter
 from secgroups.agent.judgement import grounds_without_flow, grounds_without_place
+from secgroups.agent.members import Members
 from secgroups.agent.preview import counting_cut, prospect
 from secgroups.agent.reference import Applied
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
@@ -48,17 +49,17 @@ _INGRESS_FLAG, _STATE_MASK = 0x10, 0x0F
 
 @dataclass(slots=True)
 class _HeldSet:
-    """Members of a group. ``value`` is what the controller knows as one object, made when it is asked for."""
+    """Members of a group as bytes in network order. ``value`` is what the controller knows as one object, made when asked for."""
 
     version: int
-    members: set[Address] | frozenset[Address]
+    members: set[bytes] | frozenset[bytes]
     value: AddressSet | None = None
 
 
 @dataclass(slots=True)
 class _SetChange:
-    added: set[Address] | frozenset[Address]
-    removed: set[Address] | frozenset[Address]
+    added: set[bytes] | frozenset[bytes]
+    removed: set[bytes] | frozenset[bytes]
     # None: the set goes.
     held: _HeldSet | None
     version: int = 0
@@ -193,9 +194,9 @@ class CompiledEngine:
     def _whole_set(self, new: AddressSet) -> _SetChange:
         members = self._sets[new.group_id].members if new.group_id in self._sets else frozenset()
         return _SetChange(
-            added=new.members - members,
-            removed=members - new.members,
-            held=_HeldSet(version=new.version, members=new.members, value=new),
+            added=new.packed - members,
+            removed=members - new.packed,
+            held=_HeldSet(version=new.version, members=new.packed, value=new),
             version=new.version,
         )
 
@@ -204,20 +205,18 @@ class CompiledEngine:
         version = planned.version if planned else held.version if held and not fresh else 0
         if version != patch.base_version or (planned is None and (held is None or fresh)):
             raise BaseVersionError(group_id=patch.group_id, held=version, needed=patch.base_version)
+        added, removed = patch.packed
         if planned is not None and planned.held is not None:
             # Rare: the second word about a set in one update. It is taken as a whole.
             members = planned.held.members
             if planned.in_place:
                 members = (members | planned.added) - planned.removed
-            return self._whole_set(
-                AddressSet(
-                    group_id=patch.group_id, version=patch.version, members=frozenset((members | patch.added) - patch.removed)
-                )
-            )
+            patched = Members.unpacked((members | added) - removed)
+            return self._whole_set(AddressSet(group_id=patch.group_id, version=patch.version, members=patched))
         assert held is not None  # noqa: S101
         return _SetChange(
-            added={address for address in patch.added - patch.removed if address not in held.members},
-            removed={address for address in patch.removed if address in held.members},
+            added={address for address in added if address not in held.members},
+            removed={address for address in removed if address in held.members},
             held=held,
             version=patch.version,
             in_place=True,
@@ -485,7 +484,7 @@ class CompiledEngine:
     def _set_value(self, group_id: str) -> AddressSet:
         held = self._sets[group_id]
         if held.value is None:
-            held.value = AddressSet(group_id=group_id, version=held.version, members=frozenset(held.members))
+            held.value = AddressSet(group_id=group_id, version=held.version, members=Members.unpacked(held.members))
         return held.value
 
 

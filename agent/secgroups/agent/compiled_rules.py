@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from secgroups.agent.flow import ICMP, Address
+from secgroups.agent.members import IPV6_BYTES
 from secgroups.agent.ruleset import Network, Rule
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ _FIRST_NETWORK, _FIRST_GROUP = 4, 5
 _RANK_END = 1 << 63
 _RANK_STEP = 1 << 32
 
+# What stands before the four bytes of an IPv4 address in the core.
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
 
 def packed(address: Address) -> bytes:
     """Return 16 bytes: IPv4 as ::ffff:a.b.c.d."""
-    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed if address.version == 6 else _MAPPED + address.packed
 
 
 class Ranks:
@@ -94,7 +98,7 @@ class RuleNumbers:
         if number is not None:
             self._gone.pop(number, None)
             return number
-        if not self._free and len(self._gone) >= self._collect_at:
+        if self._gone and not self._free and len(self._gone) >= self._collect_at:
             self._collect()
         if self._free:
             number = self._free.pop()
@@ -188,6 +192,15 @@ class _Group:
     policies: set[Policy] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Prefix:
+    """A network that rules name as remote, and how many do."""
+
+    label: int
+    number: int
+    rules: int = 0
+
+
 class Rulebook:
     """What is installed in ``core``. Methods that change it want the core locked."""
 
@@ -197,9 +210,10 @@ class Rulebook:
         self._ranks = Ranks(core)
         self._groups: dict[str, _Group] = {}
         self._policies: dict[frozenset[str], Policy] = {}
-        self._networks: dict[Network, tuple[int, int]] = {}
-        self._network_users: dict[Network, int] = {}
+        self._networks: dict[Network, _Prefix] = {}
         self._group_labels: dict[str, int] = {}
+        # Groups whose label may have become idle.
+        self._maybe_idle: set[str] = set()
         self._free_labels: tuple[list[int], list[int]] = ([], [])
         self._next_labels = [_FIRST_NETWORK, _FIRST_GROUP]
         # For each group that rules name as remote, the groups whose rules do, and how many.
@@ -240,13 +254,14 @@ class Rulebook:
         self.set_group(group_id, {})
         del self._groups[group_id]
 
-    def change_members(self, group_id: str, added: Iterable[Address], removed: Iterable[Address]) -> None:
-        """Addresses join and leave a group; those that join are not in it, those that leave are."""
+    def change_members(self, group_id: str, added: Iterable[bytes], removed: Iterable[bytes]) -> None:
+        """Addresses, as bytes in network order, join and leave a group; those that join are not in it, those that leave are."""
         label = self._label_of_group(group_id)
+        self._maybe_idle.add(group_id)
         for address in removed:
-            self._core.remove_member(packed(address), label)
+            self._core.remove_member(address if len(address) == IPV6_BYTES else _MAPPED + address, label)
         for address in added:
-            self._core.add_member(packed(address), label)
+            self._core.add_member(address if len(address) == IPV6_BYTES else _MAPPED + address, label)
 
     def join_policy(self, group_ids: Iterable[str]) -> Policy:
         """Return the policy of these groups, which are held, for one more server."""
@@ -301,16 +316,14 @@ class Rulebook:
             return self._label_of_group(remote)
         if remote.prefixlen == 0:
             return _ALL_IPV4 if remote.version == 4 else _ALL_IPV6
-        if remote not in self._networks:
+        prefix = self._networks.get(remote)
+        if prefix is None:
             label = self._new_label(0)
-            number = int(remote.network_address)
-            self._networks[remote] = (
-                label,
-                self._core.add_prefix(number >> 64, number & (1 << 64) - 1, remote.prefixlen, remote.version == 4, label),
-            )
-            self._network_users[remote] = 0
-        self._network_users[remote] += 1
-        return self._networks[remote][0]
+            address = int(remote.network_address)
+            number = self._core.add_prefix(address >> 64, address & (1 << 64) - 1, remote.prefixlen, remote.version == 4, label)
+            prefix = self._networks[remote] = _Prefix(label, number)
+        prefix.rules += 1
+        return prefix.label
 
     def _give_label(self, group_id: str, rule: Rule) -> None:
         remote = rule.remote
@@ -321,18 +334,21 @@ class Rulebook:
                 del users[group_id]
             if not users:
                 del self._naming[remote]
+                self._maybe_idle.add(remote)
         elif remote is not None and remote.prefixlen:
-            self._network_users[remote] -= 1
-            if not self._network_users[remote]:
-                del self._network_users[remote]
-                label, prefix = self._networks.pop(remote)
-                self._core.remove_prefix(prefix)
-                self._free_labels[0].append(label)
+            prefix = self._networks[remote]
+            prefix.rules -= 1
+            if not prefix.rules:
+                del self._networks[remote]
+                self._core.remove_prefix(prefix.number)
+                self._free_labels[0].append(prefix.label)
 
     def forget_labels(self, held_sets: Mapping[str, object]) -> None:
         """Free the labels of groups that no rule names and whose members are not held."""
-        for group_id in [each for each in self._group_labels if each not in self._naming and each not in held_sets]:
-            self._free_labels[1].append(self._group_labels.pop(group_id))
+        for group_id in self._maybe_idle:
+            if group_id in self._group_labels and group_id not in self._naming and group_id not in held_sets:
+                self._free_labels[1].append(self._group_labels.pop(group_id))
+        self._maybe_idle.clear()
 
     def _label_of_group(self, group_id: str) -> int:
         label = self._group_labels.get(group_id)

@@ -7,13 +7,15 @@ an object with one is rejected as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from functools import lru_cache
+from ipaddress import ip_network
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from secgroups.agent.errors import UnenforceableError
-from secgroups.agent.flow import ICMP, TCP, UDP, Address, Direction
+from secgroups.agent.flow import ICMP, TCP, UDP, Direction
+from secgroups.agent.members import IPV4_BYTES, IPV6_BYTES, Members
 from secgroups.agent.removal_limit import HeldBack
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
@@ -21,7 +23,13 @@ from secgroups.v1 import types_pb2 as types
 
 _NUMBERS = {types.PROTOCOL_TCP: TCP, types.PROTOCOL_UDP: UDP, types.PROTOCOL_ICMP: ICMP}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
-_IPV4_BYTES, _IPV6_BYTES = 4, 16
+
+SPECS_KEPT = 8_192
+# Most rules name one of few prefixes, and to parse one takes as long as all the rest of a rule.
+_network = lru_cache(maxsize=4_096)(ip_network)
+
+# Direction, protocol, ports, ICMP type and code, remote: as in ``Rule``.
+_Meaning = tuple[Direction, int | None, tuple[int, int] | None, int | None, int | None, Network | str | None]
 
 
 def server_binding(message: pb.ServerBinding) -> ServerBinding:
@@ -30,7 +38,7 @@ def server_binding(message: pb.ServerBinding) -> ServerBinding:
     return ServerBinding(
         server=message.server,
         version=message.version,
-        addresses=unpack(message.ipv4, message.ipv6),
+        addresses=frozenset(unpack(message.ipv4, message.ipv6)),
         group_ids=tuple(message.group_ids),
     )
 
@@ -79,49 +87,67 @@ def ruleset_update(message: pb.Update) -> RulesetUpdate:
     )
 
 
-def unpack(ipv4: bytes, ipv6: bytes) -> frozenset[Address]:
+def unpack(ipv4: bytes, ipv6: bytes) -> Members:
     """Return packed addresses. UnenforceableError if there is a rest."""
-    for name, packed, size in (("IPv4", ipv4, _IPV4_BYTES), ("IPv6", ipv6, _IPV6_BYTES)):
+    for name, packed, size in (("IPv4", ipv4, IPV4_BYTES), ("IPv6", ipv6, IPV6_BYTES)):
         if len(packed) % size:
             raise UnenforceableError(f"{len(packed)} bytes of {name} addresses, not a multiple of {size}")
-    addresses: list[Address] = [IPv4Address(ipv4[at : at + _IPV4_BYTES]) for at in range(0, len(ipv4), _IPV4_BYTES)]
-    addresses += [IPv6Address(ipv6[at : at + _IPV6_BYTES]) for at in range(0, len(ipv6), _IPV6_BYTES)]
-    return frozenset(addresses)
+    parts = [ipv4[at : at + IPV4_BYTES] for at in range(0, len(ipv4), IPV4_BYTES)]
+    parts += [ipv6[at : at + IPV6_BYTES] for at in range(0, len(ipv6), IPV6_BYTES)]
+    return Members.unpacked(parts)
 
 
 def _rule(message: pb.PolicyRule) -> Rule:
-    spec = message.spec
-    for part in (message, spec, spec.ports):
-        _refuse_unknown(part, f"rule {message.id}")
-    if spec.direction not in (types.DIRECTION_INGRESS, types.DIRECTION_EGRESS):
-        raise UnenforceableError(f"rule {message.id}: direction {spec.direction} is not known to this agent")
-    ports = None
-    if spec.HasField("ports"):
-        ports = (spec.ports.first, spec.ports.last or spec.ports.first)
+    try:
+        _refuse_unknown(message)
+        direction, protocol, ports, icmp_type, icmp_code, remote = _meaning(message.spec.SerializeToString())
+    except UnenforceableError as error:
+        raise UnenforceableError(f"rule {message.id}: {error}") from None
     return Rule(
         id=message.id,
-        direction=Direction(spec.direction),
-        protocol=_protocol(message),
+        direction=direction,
+        protocol=protocol,
         ports=ports,
-        icmp_type=spec.icmp_type if spec.HasField("icmp_type") else None,
-        icmp_code=spec.icmp_code if spec.HasField("icmp_code") else None,
-        remote=_remote(message),
+        icmp_type=icmp_type,
+        icmp_code=icmp_code,
+        remote=remote,
     )
 
 
-def _protocol(message: pb.PolicyRule) -> int | None:
-    protocol = message.spec.protocol
-    if protocol == types.PROTOCOL_ANY:
+# The same few things are allowed again and again, and a group comes whole when one of its rules changes. Fields that are not known
+# are part of the bytes, so what is refused is never taken for what is not.
+@lru_cache(maxsize=SPECS_KEPT)
+def _meaning(data: bytes) -> _Meaning:
+    """Return what a ``RuleSpec`` allows, as the fields of a rule after its id. UnenforceableError if that is not known."""
+    spec = types.RuleSpec.FromString(data)
+    _refuse_unknown(spec)
+    _refuse_unknown(spec.ports)
+    if spec.direction not in (types.DIRECTION_INGRESS, types.DIRECTION_EGRESS):
+        raise UnenforceableError(f"direction {spec.direction} is not known to this agent")
+    ports = None
+    if spec.HasField("ports"):
+        ports = (spec.ports.first, spec.ports.last or spec.ports.first)
+    return (
+        Direction(spec.direction),
+        _protocol(spec),
+        ports,
+        spec.icmp_type if spec.HasField("icmp_type") else None,
+        spec.icmp_code if spec.HasField("icmp_code") else None,
+        _remote(spec),
+    )
+
+
+def _protocol(spec: types.RuleSpec) -> int | None:
+    if spec.protocol == types.PROTOCOL_ANY:
         return None
-    if protocol == types.PROTOCOL_NUMBER and message.spec.HasField("protocol_number"):
-        return message.spec.protocol_number
-    if protocol not in _NUMBERS:
-        raise UnenforceableError(f"rule {message.id}: protocol {protocol} is not known to this agent")
-    return _NUMBERS[protocol]
+    if spec.protocol == types.PROTOCOL_NUMBER and spec.HasField("protocol_number"):
+        return spec.protocol_number
+    if spec.protocol not in _NUMBERS:
+        raise UnenforceableError(f"protocol {spec.protocol} is not known to this agent")
+    return _NUMBERS[spec.protocol]
 
 
-def _remote(message: pb.PolicyRule) -> Network | str | None:
-    spec = message.spec
+def _remote(spec: types.RuleSpec) -> Network | str | None:
     match spec.WhichOneof("remote"):
         case "anywhere":
             return None
@@ -129,10 +155,10 @@ def _remote(message: pb.PolicyRule) -> Network | str | None:
             return spec.group_id
         case "cidr":
             try:
-                return ip_network(spec.cidr)
+                return _network(spec.cidr)
             except ValueError:
-                raise UnenforceableError(f"rule {message.id}: remote {spec.cidr!r} is no canonical CIDR") from None
-    raise UnenforceableError(f"rule {message.id}: its kind of remote is not known to this agent")
+                raise UnenforceableError(f"remote {spec.cidr!r} is no canonical CIDR") from None
+    raise UnenforceableError("its kind of remote is not known to this agent")
 
 
 def _refuse_unknown(message: Message, what: str = "it") -> None:
@@ -141,12 +167,12 @@ def _refuse_unknown(message: Message, what: str = "it") -> None:
 
 
 def whole_update(ruleset: Ruleset) -> pb.Update:
-    """Return everything in ``ruleset`` as a message, for the cache."""
+    """Return everything in ``ruleset`` as a message."""
     return pb.Update(
         revision=ruleset.revision,
-        sets=[_set_message(held) for held in ruleset.sets.values()],
-        groups=[_group_message(held) for held in ruleset.groups.values()],
-        servers=[_server_message(held) for held in ruleset.servers.values()],
+        sets=map(set_message, ruleset.sets.values()),
+        groups=map(group_message, ruleset.groups.values()),
+        servers=map(server_message, ruleset.servers.values()),
     )
 
 
@@ -160,21 +186,30 @@ def held_back_message(held_back: HeldBack) -> pb.HeldBack:
     )
 
 
-def _set_message(held: AddressSet) -> pb.AddressSet:
-    return pb.AddressSet(group_id=held.group_id, version=held.version, ipv4=_pack(held.members, 4), ipv6=_pack(held.members, 6))
+def set_message(held: AddressSet) -> pb.AddressSet:
+    """Return a set as a message."""
+    return pb.AddressSet(
+        group_id=held.group_id,
+        version=held.version,
+        ipv4=_joined(held.packed, IPV4_BYTES),
+        ipv6=_joined(held.packed, IPV6_BYTES),
+    )
 
 
-def _server_message(held: ServerBinding) -> pb.ServerBinding:
+def server_message(held: ServerBinding) -> pb.ServerBinding:
+    """Return a binding as a message."""
+    packed = [address.packed for address in held.addresses]
     return pb.ServerBinding(
         server=held.server,
         version=held.version,
-        ipv4=_pack(held.addresses, 4),
-        ipv6=_pack(held.addresses, 6),
+        ipv4=_joined(packed, IPV4_BYTES),
+        ipv6=_joined(packed, IPV6_BYTES),
         group_ids=held.group_ids,
     )
 
 
-def _group_message(held: GroupRules) -> pb.GroupRules:
+def group_message(held: GroupRules) -> pb.GroupRules:
+    """Return a group as a message."""
     rules = [pb.PolicyRule(id=rule.id, spec=_spec_message(rule)) for rule in held.rules]
     return pb.GroupRules(group_id=held.group_id, version=held.version, name=held.name, rules=rules)
 
@@ -203,5 +238,5 @@ def _spec_message(rule: Rule) -> types.RuleSpec:
     return spec
 
 
-def _pack(addresses: Iterable[Address], family: int) -> bytes:
-    return b"".join(sorted(address.packed for address in addresses if address.version == family))
+def _joined(packed: Iterable[bytes], size: int) -> bytes:
+    return b"".join(sorted([each for each in packed if len(each) == size]))

@@ -7,13 +7,14 @@ can't matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, TCP, Address, Direction, Packet
+from secgroups.agent.members import Members
 from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
 
-_NOBODY: frozenset[Address] = frozenset()
+_NOBODY: Set[Address] = Members()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class EffectiveRule:
 
     rule: Rule
     group_id: str
-    members: frozenset[Address] = _NOBODY
+    members: Set[Address] = _NOBODY
 
     def allows(self, opening: Opening) -> bool:
         """Whether ``opening`` is allowed by this rule."""

@@ -27,37 +27,61 @@ ObjectKey = tuple[Kind, str]
 
 
 class HeldVersions:
-    """Objects with their versions."""
+    """Objects with their versions.
+
+    A copy shares what was held and keeps apart what changes, so that a step costs what it touches. It is for going on with: once it
+    has been copied in turn, what it was made from is not to be used any more.
+    """
 
     def __init__(self, versions: dict[ObjectKey, int] | None = None) -> None:
         self._versions = dict(versions or {})
+        # What differs from these, which may be shared; None is not held.
+        self._changed: dict[ObjectKey, int | None] = {}
+        self._count = len(self._versions)
         self._sum = sum(_term(key, version) for key, version in self._versions.items())
 
     def __iter__(self) -> Iterator[tuple[ObjectKey, int]]:
-        return iter(self._versions.items())
+        for key, version in self._versions.items():
+            if key not in self._changed:
+                yield key, version
+        for key, changed in self._changed.items():
+            if changed is not None:
+                yield key, changed
 
     def __len__(self) -> int:
-        return len(self._versions)
+        return self._count
 
     def copy(self) -> HeldVersions:
-        """Return the same, apart."""
+        """Return the same, to be changed while this one stays as it is."""
+        for key, version in self._changed.items():
+            if version is None:
+                self._versions.pop(key, None)
+            else:
+                self._versions[key] = version
+        self._changed = {}
         twin = HeldVersions()
-        twin._versions, twin._sum = dict(self._versions), self._sum
+        twin._versions, twin._count, twin._sum = self._versions, self._count, self._sum
         return twin
 
     def __contains__(self, key: ObjectKey) -> bool:
-        return key in self._versions
+        return self._find(key) is not None
+
+    def _find(self, key: ObjectKey) -> int | None:
+        return self._changed[key] if key in self._changed else self._versions.get(key)
 
     def put(self, key: ObjectKey, version: int) -> None:
         """Hold ``key`` at ``version``, whatever was held of it."""
         self.drop(key)
-        self._versions[key] = version
+        self._changed[key] = version
+        self._count += 1
         self._sum += _term(key, version)
 
     def drop(self, key: ObjectKey) -> None:
         """Hold ``key`` no more."""
-        version = self._versions.pop(key, None)
+        version = self._find(key)
         if version is not None:
+            self._changed[key] = None
+            self._count -= 1
             self._sum -= _term(key, version)
 
     @property

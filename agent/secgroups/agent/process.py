@@ -21,6 +21,7 @@ from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
 from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
+from secgroups.agent.long_lived import LongLived
 from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
@@ -52,10 +53,13 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     replica = Replica(firewall, RemovalLimit(config.max_removal))
     if state is not None:
         replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns(), timeline_id=state.timeline_id)
+    long_lived = LongLived()
+    long_lived.note(len(replica.held))
     writer = CacheWriter(cache, replica)
     watch = BrokenTableWatch(config, table)
 
     def applied() -> None:
+        long_lived.note(len(replica.held))
         writer.note()
         watch.note()
 

@@ -6,12 +6,13 @@ it is made, so that what exists can be enforced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from secgroups.agent.errors import BaseVersionError, UnenforceableError
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
+from secgroups.agent.members import Members
 
 Network = IPv4Network | IPv6Network
 
@@ -65,18 +66,36 @@ class AddressSet:
 
     group_id: str
     version: int
-    members: frozenset[Address]
+    members: Set[Address]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", Members.of(self.members))
+
+    @property
+    def packed(self) -> frozenset[bytes]:
+        """The members as bytes in network order."""
+        return Members.of(self.members).packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressSetPatch:
-    """Turns the set at ``base_version`` into the one at ``version``."""
+    """Turns the set at ``base_version`` into the one at ``version``: what is both added and removed is not in it."""
 
     group_id: str
     base_version: int
     version: int
-    added: frozenset[Address] = frozenset()
-    removed: frozenset[Address] = frozenset()
+    added: Set[Address] = frozenset()
+    removed: Set[Address] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "added", Members.of(self.added))
+        object.__setattr__(self, "removed", Members.of(self.removed))
+
+    @property
+    def packed(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
+        """Those added, without those removed, and those removed, as bytes in network order."""
+        removed = Members.of(self.removed).packed
+        return Members.of(self.added).packed - removed, removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,4 +155,5 @@ class Ruleset:
 def _patched(held: AddressSet | None, patch: AddressSetPatch) -> AddressSet:
     if held is None or held.version != patch.base_version:
         raise BaseVersionError(group_id=patch.group_id, held=held.version if held else 0, needed=patch.base_version)
-    return AddressSet(group_id=patch.group_id, version=patch.version, members=(held.members | patch.added) - patch.removed)
+    added, removed = patch.packed
+    return AddressSet(group_id=patch.group_id, version=patch.version, members=Members.unpacked((held.packed - removed) | added))

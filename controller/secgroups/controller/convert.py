@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -49,6 +50,9 @@ _QUERY_HASH_BYTES = 8
 _DIRECTIONS = {pb.DIRECTION_INGRESS: Direction.INGRESS, pb.DIRECTION_EGRESS: Direction.EGRESS}
 _NUMBERS = {pb.PROTOCOL_TCP: TCP, pb.PROTOCOL_UDP: UDP, pb.PROTOCOL_ICMP: ICMP}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
+
+# Most rules name one of few prefixes, and its text takes as long as all the rest of a rule.
+_cidr = lru_cache(maxsize=4_096)(str)
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -273,7 +277,14 @@ def timestamp(time_us: int) -> Timestamp:
 
 def spec_message(spec: RuleSpec) -> pb.RuleSpec:
     """Return what a rule allows, in canonical form."""
-    message = pb.RuleSpec(direction=pb.Direction.ValueType(spec.direction.value), description=spec.description)
+    message = pb.RuleSpec(description=spec.description)
+    fill_spec(message, spec)
+    return message
+
+
+def fill_spec(message: pb.RuleSpec, spec: RuleSpec) -> None:
+    """Write what a rule allows into a message, all but the description."""
+    message.direction = pb.Direction.ValueType(spec.direction)
     if spec.protocol is None:
         message.protocol = pb.PROTOCOL_ANY
     elif spec.protocol in _PROTOCOLS:
@@ -282,18 +293,18 @@ def spec_message(spec: RuleSpec) -> pb.RuleSpec:
         message.protocol = pb.PROTOCOL_NUMBER
         message.protocol_number = spec.protocol
     if spec.ports is not None:
-        message.ports.first, message.ports.last = spec.ports
+        ports = message.ports
+        ports.first, ports.last = spec.ports
     if spec.icmp_type is not None:
         message.icmp_type = spec.icmp_type
     if spec.icmp_code is not None:
         message.icmp_code = spec.icmp_code
-    if isinstance(spec.remote, AnywhereRemote):
-        message.anywhere.SetInParent()
-    elif isinstance(spec.remote, GroupRemote):
+    if isinstance(spec.remote, GroupRemote):
         message.group_id = spec.remote.group_id
+    elif isinstance(spec.remote, AnywhereRemote):
+        message.anywhere.SetInParent()
     else:
-        message.cidr = str(spec.remote)
-    return message
+        message.cidr = _cidr(spec.remote)
 
 
 def rule_message(rule: Rule) -> pb.Rule:

@@ -6,7 +6,9 @@ remote. A server is placed on the agent that guards it and, while it moves, on t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 
 from secgroups.controller.stream_messages import Kind, ObjectKey
 
@@ -23,6 +25,18 @@ class Interest:
         self._sets = _Counts()  # agent, remote group: its groups that name it
         self._naming = _Counts()  # group, remote group: its rules that name it
         self._agents_of_server: dict[str, set[str]] = {}
+
+    def begin(self, named: Iterable[tuple[str, str]], placed: Iterable[tuple[str, str, tuple[str, ...]]]) -> None:
+        """Begin with everything that there is: what ``name_remote`` and ``place`` make of each, in a fraction of the time."""
+        for group_id, remote in named:
+            self._naming.add(group_id, remote)
+        for agent_id, server, group_ids in placed:
+            self._servers.setdefault(agent_id, {})[server] = group_ids
+            self._agents_of_server.setdefault(server, set()).add(agent_id)
+        for agent_id, servers in self._servers.items():
+            groups = Counter(chain.from_iterable(servers.values()))
+            self._groups.begin(agent_id, groups)
+            self._sets.begin(agent_id, Counter(chain.from_iterable(map(self._naming.of, groups))))
 
     def wants(self, agent_id: str, key: ObjectKey) -> bool:
         """Whether an object is in an agent's span."""
@@ -127,6 +141,17 @@ class _Counts:
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, int]] = {}
         self._owners: dict[str, set[str]] = {}
+
+    def begin(self, owner: str, counts: Mapping[str, int]) -> None:
+        """Take in all that an owner needs that was not known before."""
+        if counts:
+            self._counts[owner] = dict(counts)
+        for name in counts:
+            owners = self._owners.get(name)
+            if owners is None:
+                self._owners[name] = {owner}
+            else:
+                owners.add(owner)
 
     def of(self, owner: str) -> Collection[str]:
         return self._counts.get(owner, {}).keys()

@@ -6,6 +6,7 @@ objects are kept or who asks for them. Times are microseconds since the Unix epo
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -306,8 +307,11 @@ class Server:
     binding_revision: int
     previous_agent_ids: tuple[str, ...] = ()
     moved_revision: int = 0
+    # The name by which agents know the server. Made once: what is kept by it all over the controller is then one string.
+    key: str = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.project}/{self.id}")
         check_name(self.id, "id")
         if self.name:
             check_name(self.name, "name")
@@ -315,14 +319,10 @@ class Server:
             check_name(self.agent_id, "agent_id")
         if not self.addresses:
             raise InvalidError("addresses", "must not be empty; a server has at least one address")
-        check_distinct([str(address) for address in self.addresses], "addresses")
+        if len(self.addresses) > 1:
+            check_distinct([str(address) for address in self.addresses], "addresses")
         if not self.group_ids:
             raise InvalidError("group_ids", "must not be empty; a server has at least one group")
-
-    @property
-    def key(self) -> str:
-        """The name by which agents know the server."""
-        return f"{self.project}/{self.id}"
 
 
 def check_distinct(values: Sequence[str], field: str) -> None:

@@ -9,9 +9,9 @@ the move without rejecting the server or one of its groups; see ``moves``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
 
 from secgroups.controller.agent_record import AgentRecord, AgentStatus, Standing
@@ -56,17 +56,26 @@ class Publisher:
         self._load()
 
     def _load(self) -> None:
-        for project in self._state.projects:
-            for group in self._state.groups(project):
-                self._objects.know_group(group)
-                self._history.begin(group.id, group.members_revision)
-                for rule in self._state.rules_of_group(group.id):
-                    if rule.spec.remote_group_id is not None:
-                        self._interest.name_remote(group.id, rule.spec.remote_group_id)
-            for server in self._state.servers(project):
-                if server.agent_id and server.previous_agent_ids:
-                    self._moves.begin(server.key, server.previous_agent_ids, server.agent_id, server.moved_revision)
-                self._place(server)
+        state = self._state
+        projects = state.projects
+        for group in chain.from_iterable(map(state.groups, projects)):
+            self._objects.know_group(group)
+            self._history.begin(group.id, group.members_revision)
+        for server in chain.from_iterable(map(state.servers, projects)):
+            if server.agent_id and server.previous_agent_ids:
+                self._moves.begin(server.key, server.previous_agent_ids, server.agent_id, server.moved_revision)
+        self._interest.begin(
+            (
+                (rule.group_id, remote)
+                for rule in chain.from_iterable(map(state.rules, projects))
+                if (remote := rule.spec.remote_group_id)
+            ),
+            (
+                (agent_id, server.key, server.group_ids)
+                for server in chain.from_iterable(map(state.servers, projects))
+                for agent_id in self._agents_to_hold(server)
+            ),
+        )
 
     # Changes.
 
@@ -174,11 +183,15 @@ class Publisher:
     def _holders(self, server: Server) -> list[str]:
         return list(self._interest.agents_of((Kind.SERVER, server.key)))
 
+    def _agents_to_hold(self, server: Server) -> Collection[str]:
+        own = (server.agent_id,) if server.agent_id else ()
+        holders = self._moves.holders(server.key)
+        # Hardly ever is a server on its way.
+        return holders.union(own) if holders else own
+
     def _place(self, server: Server) -> Marks:
         """Put a server on the agents that are to have it now, and on no other."""
-        wanted = set(self._moves.holders(server.key))
-        if server.agent_id:
-            wanted.add(server.agent_id)
+        wanted = self._agents_to_hold(server)
         marks: Marks = []
         for agent_id in wanted:
             marks += self._interest.place(agent_id, server.key, server.group_ids)

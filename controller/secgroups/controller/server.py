@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -215,7 +216,7 @@ async def run_controller(config: ControllerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    core = Core(SqliteStore(_data_dir(config) / DATABASE, limits=config.limits()))
+    core = _core(config)
     try:
         server = ControllerServer(core, config)
         await server.start()
@@ -238,6 +239,20 @@ async def run_controller(config: ControllerConfig) -> None:
     finally:
         await core.close()
     log.info("controller_stopped", revision=core.state.revision)
+
+
+def _core(config: ControllerConfig) -> Core:
+    """Read everything. StartError if that can't be done.
+
+    None of it is garbage, and there are no cycles in it: looking for some while it grows would take a third of the start, and later
+    collections, which hold up every call, leave out what is there now.
+    """
+    gc.disable()
+    try:
+        return Core(SqliteStore(_data_dir(config) / DATABASE, limits=config.limits()))
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _data_dir(config: ControllerConfig) -> Path:

@@ -97,6 +97,28 @@ def test_a_set_whose_history_is_forgotten_comes_whole(world: World, monkeypatch:
     assert len(agent.replica.ruleset.sets[web.id].members) == 180
 
 
+@pytest.mark.parametrize(
+    ("expected", "left"),
+    [
+        ("patch", 6),
+        ("set", 4),  # six of ten go: what stays is less
+        ("set", 1),
+    ],
+)
+def test_the_patch_is_sent_unless_the_set_is_smaller(world: World, expected: str, left: int) -> None:
+    web, database = world.group("web"), world.group("database")
+    world.rule(database, allow(3306, members(web)))
+    for number in range(10):
+        world.server(f"s{number}", "", [web], f"10.0.0.{number}", f"2001:db8::{number:x}")
+    world.server("s999", "a", [database])
+    agent = Agent(world, "a").connect()
+    agent.pump()
+    for number in range(left, 10):
+        world.do(ops.delete_server, server_id=f"s{number}")
+    assert mentioned(agent.step()) == [(expected, web.id)]
+    assert len(agent.replica.ruleset.sets[web.id].members) == 2 * left
+
+
 def test_changes_that_wait_are_merged_and_what_was_undone_is_not_sent(world: World) -> None:
     web = world.group("web")
     server = world.server("s1", "a", [web])

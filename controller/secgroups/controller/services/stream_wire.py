@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 from google.protobuf.message import Message
 
-from secgroups.controller.convert import spec_message
+from secgroups.controller.convert import fill_spec
 from secgroups.controller.errors import InvalidError
-from secgroups.controller.model import RuleSpec, check_name
+from secgroups.controller.model import check_name
 from secgroups.controller.stream_messages import (
     Ack,
     AddressSet,
@@ -167,12 +167,11 @@ def _object_message(value: StreamObject | AddressSetPatch) -> Message:
                 server=value.server, version=value.version, ipv4=value.ipv4, ipv6=value.ipv6, group_ids=value.group_ids
             )
         case GroupRules():
-            return pb.GroupRules(
-                group_id=value.group_id,
-                version=value.version,
-                name=value.name,
-                rules=[pb.PolicyRule(id=rule.id, spec=_spec_message(rule.spec)) for rule in value.rules],
-            )
+            group = pb.GroupRules(group_id=value.group_id, version=value.version, name=value.name)
+            for rule in value.rules:
+                # In place: a message that is put into another is copied. Agents have no use for a description.
+                fill_spec(group.rules.add(id=rule.id).spec, rule.spec)
+            return group
         case AddressSet():
             return pb.AddressSet(group_id=value.group_id, version=value.version, ipv4=value.ipv4, ipv6=value.ipv6)
         case AddressSetPatch():
@@ -185,13 +184,6 @@ def _object_message(value: StreamObject | AddressSetPatch) -> Message:
                 removed_ipv4=value.removed_ipv4,
                 removed_ipv6=value.removed_ipv6,
             )
-
-
-def _spec_message(spec: RuleSpec) -> types.RuleSpec:
-    """Return what a rule allows; agents have no use for its description."""
-    message = spec_message(spec)
-    message.ClearField("description")
-    return message
 
 
 def hello_of(request: pb.SubscribeRequest) -> Hello:

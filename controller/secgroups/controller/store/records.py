@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from socket import AF_INET, inet_pton
 from typing import Any
 
-from secgroups.controller.model import ANYWHERE, AnywhereRemote, Direction, Group, GroupRemote, Remote, Rule, RuleSpec, Server
+from secgroups.controller.model import (
+    ANYWHERE,
+    Address,
+    AnywhereRemote,
+    Direction,
+    Group,
+    GroupRemote,
+    Remote,
+    Rule,
+    RuleSpec,
+    Server,
+)
 
 Row = Mapping[str, Any]
 
@@ -17,6 +29,7 @@ _network = lru_cache(maxsize=4_096)(ip_network)
 
 # One encoder for all: json.dumps makes one a call where anything is not its default.
 to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().raw_decode
 
 
 def spec_record(spec: RuleSpec) -> dict[str, Any]:
@@ -52,6 +65,32 @@ def spec_of(record: Row) -> RuleSpec:
     )
 
 
+# Many rules allow the same, those that a group is born with first of all.
+@lru_cache(maxsize=4_096)
+def spec_of_text(text: str) -> RuleSpec:
+    """Return the spec of its JSON."""
+    record, end = _from_json(text)
+    if end != len(text):
+        raise ValueError(f"{len(text) - end} characters after the end of its spec")
+    return spec_of(record)
+
+
+def address_of(text: str) -> Address:
+    """Return the address that ``text`` spells as it was written: dotted or with colons. ValueError if it is none."""
+    if ":" in text:
+        return IPv6Address(text)
+    try:
+        # As strict as the class is with text, and four times as quick.
+        return IPv4Address(inet_pton(AF_INET, text))
+    except OSError:
+        raise ValueError(f"{text!r} is no address") from None
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Return the names of a column that holds several; no name has a slash."""
+    return tuple(text.split("/")) if text else ()
+
+
 GROUP_COLUMNS = (
     "id", "project", "name", "description", "created_us", "updated_us", "revision", "rules_revision", "members_revision",
 )  # fmt: skip
@@ -68,13 +107,17 @@ def group_of(row: Row | Sequence[Any]) -> Group:
 
 def rule_of(row: Row) -> Rule:
     """Return the rule of a row."""
+    return _rule(row, spec_of_text(row["spec"]))
+
+
+def _rule(values: Row, spec: RuleSpec) -> Rule:
     return Rule(
-        id=row["id"],
-        project=row["project"],
-        group_id=row["group_id"],
-        spec=spec_of(json.loads(row["spec"])),
-        created_us=row["created_us"],
-        revision=row["revision"],
+        id=values["id"],
+        project=values["project"],
+        group_id=values["group_id"],
+        spec=spec,
+        created_us=values["created_us"],
+        revision=values["revision"],
     )
 
 
@@ -82,8 +125,8 @@ def server_of(row: Row, addresses: Sequence[str], group_ids: Sequence[str]) -> S
     """Return the server of a row, its addresses in order and its groups in ascending order."""
     return Server(
         **{name: row[name] for name in SERVER_COLUMNS if name != "previous_agent_ids"},
-        previous_agent_ids=tuple(filter(None, row["previous_agent_ids"].split("/"))),
-        addresses=tuple(ip_address(address) for address in addresses),
+        previous_agent_ids=names_of(row["previous_agent_ids"]),
+        addresses=tuple([address_of(text) for text in addresses]),
         group_ids=tuple(group_ids),
     )
 
@@ -119,7 +162,7 @@ def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
     if kind == "group":
         return group_of(record)
     if kind == "rule":
-        return rule_of({**record, "spec": json.dumps(record["spec"])})
+        return _rule(record, spec_of(record["spec"]))
     if "previous_agent_id" in record:
         # Written before there could be several.
         record["previous_agent_ids"] = record["previous_agent_id"]

@@ -20,12 +20,11 @@ from sqlite_utils import Database
 
 from secgroups.controller.errors import RequestError, StoreFileError, StoreUnavailableError
 from secgroups.controller.model import Change, Limits
-from secgroups.controller.store import answers, change_log, timelines
+from secgroups.controller.store import answers, change_log, loading, timelines
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending
 from secgroups.controller.store.migrations import MIGRATIONS
 from secgroups.controller.store.opening import begin_journal, check_references, lock, open_reader, open_writer, unusable
-from secgroups.controller.store.records import group_of, rule_of, server_of
 from secgroups.controller.store.transaction import SqliteTransaction
 
 # How long the change log goes back, and how many revisions at most.
@@ -102,10 +101,10 @@ class SqliteStore:
         MIGRATIONS.apply(self._database)
 
     def load(self) -> Contents:
-        """Return everything that is kept. StoreFileError if something of it can't be."""
+        """Return everything that is kept. StoreFileError, which names the row, if something of it can't be."""
         try:
-            return self._load()
-        except (sqlite3.Error, RequestError, KeyError, ValueError, TypeError) as error:
+            return loading.load(self._connection, self.revision)
+        except (sqlite3.Error, ValueError) as error:
             refused = unusable(self._path, error)
         # Not before here: as its context, what went wrong would keep a cursor, and with it a closed file, open.
         raise refused
@@ -125,24 +124,6 @@ class SqliteStore:
         """Whether a revision that was told under a timeline is one of this store."""
         last = self.revision if timeline_id and timeline_id == self.timeline_id else self._timelines_over.get(timeline_id, -1)
         return revision <= min(last, self.revision)
-
-    def _load(self) -> Contents:
-        rows = self._connection.execute
-        addresses: dict[tuple[str, str], list[str]] = {}
-        for row in rows("SELECT * FROM addresses ORDER BY project, server_id, position"):
-            addresses.setdefault((row["project"], row["server_id"]), []).append(row["address"])
-        attached: dict[tuple[str, str], list[str]] = {}
-        for row in rows("SELECT * FROM attachments ORDER BY project, server_id, group_id"):
-            attached.setdefault((row["project"], row["server_id"]), []).append(row["group_id"])
-        return Contents(
-            revision=self.revision,
-            groups=[group_of(row) for row in rows("SELECT * FROM groups ORDER BY id")],
-            rules=[rule_of(row) for row in rows("SELECT * FROM rules ORDER BY id")],
-            servers=[
-                server_of(row, addresses[row["project"], row["id"]], attached[row["project"], row["id"]])
-                for row in rows("SELECT * FROM servers ORDER BY project, id")
-            ],
-        )
 
     def commit(self, batch: Sequence[Pending[Any]]) -> list[Committed[Any] | Exception]:
         """Run every mutation of ``batch`` in order and commit once; return what became of each, in order.

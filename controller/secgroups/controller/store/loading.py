@@ -1,0 +1,118 @@
+"""Everything that a file holds, read at the start: one pass over each table, in the order of its keys.
+
+Every object is checked as if it were new, for a file can be edited by hand. What repeats is made once and shared:
+specs and prefixes of rules, ids, names of projects and agents, the groups that many servers have in common.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from secgroups.controller.errors import RequestError
+from secgroups.controller.model import Group, Rule, Server
+from secgroups.controller.store.interface import Contents
+from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, address_of, names_of, spec_of_text
+
+V = TypeVar("V")
+
+_GROUPS = f"SELECT {', '.join(GROUP_COLUMNS)} FROM groups ORDER BY id"  # noqa: S608
+_RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revision FROM rules ORDER BY id"
+_SERVERS = f"SELECT {', '.join(SERVER_COLUMNS)} FROM servers ORDER BY project, id"  # noqa: S608
+_ADDRESSES = "SELECT project, server_id, address FROM addresses ORDER BY project, server_id, position"
+_ATTACHMENTS = "SELECT project, server_id, group_id FROM attachments ORDER BY project, server_id, group_id"
+
+
+def load(connection: sqlite3.Connection, revision: int) -> Contents:
+    """Return everything, as of ``revision``. ValueError that names the row if one is not valid; errors of SQLite as they come."""
+    return _Loading(connection).contents(revision)
+
+
+class _Loading:
+    """One reading of a file. What is shared is forgotten with it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        # Called with a value twice it returns the first that was equal: SQLite makes a new string for every column of every row.
+        self._share: Callable[[Any, Any], Any] = {}.setdefault
+
+    def contents(self, revision: int) -> Contents:
+        groups = list(self._each("groups", _GROUPS, self._group))
+        rules = list(self._each("rules", _RULES, self._rule))
+        self._addresses = self._lists(_ADDRESSES)
+        self._attached = self._lists(_ATTACHMENTS)
+        servers = list(self._each("servers", _SERVERS, self._server))
+        return Contents(revision=revision, groups=groups, rules=rules, servers=servers)
+
+    def _rows(self, query: str) -> sqlite3.Cursor:
+        cursor = self._connection.cursor()
+        # Plain tuples: they are unpacked in order, which takes a third of the time of columns by name.
+        cursor.row_factory = None
+        return cursor.execute(query)
+
+    def _each(self, table: str, query: str, make: Callable[..., V]) -> Iterator[V]:
+        for row in self._rows(query):
+            try:
+                yield make(*row)
+            except (RequestError, LookupError, ValueError, TypeError) as error:
+                key = row[0] if table != "servers" else f"{row[0]}/{row[1]}"
+                raise ValueError(f"{table}: {key}: {error}") from None
+
+    def _lists(self, query: str) -> defaultdict[str, defaultdict[str, list[str]]]:
+        """Return a column of what servers have several of, by project and server."""
+        found: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for project, server_id, value in self._rows(query):
+            found[project][server_id].append(value)
+        return found
+
+    def _group(self, id_: str, project: str, name: str, description: str, *values: int) -> Group:
+        share = self._share
+        created_us, updated_us, revision, rules_revision, members_revision = values
+        return Group(
+            id=share(id_, id_),
+            project=share(project, project),
+            name=name,
+            description=share(description, description),
+            created_us=created_us,
+            updated_us=updated_us,
+            revision=revision,
+            rules_revision=rules_revision,
+            members_revision=members_revision,
+        )
+
+    def _rule(self, id_: str, project: str, group_id: str, text: str, remote: str | None, created_us: int, revision: int) -> Rule:
+        share = self._share
+        spec = spec_of_text(text)
+        if spec.remote_group_id != remote:
+            # SQLite guards the column, and only with it what the spec refers to.
+            raise ValueError(f"its spec names group {spec.remote_group_id} as remote, its row names {remote}")
+        return Rule(
+            id=id_,
+            project=share(project, project),
+            group_id=share(group_id, group_id),
+            spec=spec,
+            created_us=created_us,
+            revision=revision,
+        )
+
+    def _server(self, project: str, id_: str, name: str, agent_id: str, *values: Any) -> Server:
+        share = self._share
+        created_us, updated_us, revision, binding_revision, previous_agent_text, moved_revision = values
+        previous_agent_ids = names_of(previous_agent_text)
+        group_ids = tuple([share(group_id, group_id) for group_id in self._attached[project].pop(id_, ())])
+        return Server(
+            project=share(project, project),
+            id=id_,
+            name=name,
+            addresses=tuple([address_of(text) for text in self._addresses[project].pop(id_, ())]),
+            agent_id=share(agent_id, agent_id),
+            group_ids=share(group_ids, group_ids),
+            created_us=created_us,
+            updated_us=updated_us,
+            revision=revision,
+            binding_revision=binding_revision,
+            previous_agent_ids=share(previous_agent_ids, previous_agent_ids),
+            moved_revision=moved_revision,
+        )
