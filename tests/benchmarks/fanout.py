@@ -1,9 +1,9 @@
 """How quickly a change is in force on a fleet: from the commit to the moment when the agents enforce it.
 
-A controller on a durable store and a fleet of simulated agents (see ``fleet``) in a few processes, a connection for each agent, all on
-this machine's cores. Commit is the time that the controller gives to the change before it writes it, so the disk is within every
-figure; in force is when an agent has applied it. Yardstick: an empty gRPC server that pushes one message of the same size to as many
-streams of the same fleet processes, until the last acknowledgement is back.
+A controller on a durable store and a fleet of simulated agents (see ``fleet``) in a few processes, a connection for each agent, all
+on this machine's cores. Commit is the time that the controller gives to the change before it writes it, so the disk is within every
+figure; in force is when an agent has applied it. Yardstick: an empty gRPC server that pushes one message of the same size to as
+many streams of the same fleet processes, until the last acknowledgement is back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import grpc
 from secgroups.lab.stack import Process
 from secgroups.v1 import (
     agent_service_pb2,
-    attachment_service_pb2,
     group_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -71,7 +70,9 @@ def main() -> None:
 class Size:
     """How much is done."""
 
-    def __init__(self, agents: int = 1_000, streams: int = 5_000, lone: int = 200, all_changes: int = 20, storm_s: float = 12.0) -> None:
+    def __init__(
+        self, agents: int = 1_000, streams: int = 5_000, lone: int = 200, all_changes: int = 20, storm_s: float = 12.0
+    ) -> None:
         self.agents = agents
         self.streams = streams
         self.lone = lone
@@ -108,9 +109,7 @@ class Controller:
     def _process(self) -> Process:
         own = ["--listen", self._listen, "--admin-listen", "127.0.0.1:0", "--data-dir", str(self._data)]
         arguments = ["secgroups.controller", *own, "--log-level", "warning"]
-        return Process(
-            name="controller", arguments=arguments, ready_file=self._folder / "ready", log_file=self._folder / "log"
-        )
+        return Process(name="controller", arguments=arguments, ready_file=self._folder / "ready", log_file=self._folder / "log")
 
     def start(self) -> None:
         """Start, again at the address of the first time."""
@@ -345,7 +344,7 @@ async def all_agents(folder: Path, size: Size) -> dict[str, Any]:
 
 
 async def storm(folder: Path, size: Size) -> dict[str, Any]:
-    """Changes at a constant rate, each touching every agent: how old the news are when they are in force, and what API callers feel."""
+    """Changes at a constant rate, each touching every agent: how old news are when in force, and what callers of the API feel."""
     async with site(folder, size.agents) as (controller, model, drivers):
         await ask_all(drivers, "expect", revision=1 << 60)
         # As many rules come as go, so that the group stays as it is.
@@ -525,7 +524,7 @@ def conditions(size: Size, runs: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "grpcio": grpc.__version__,
         "store": "SQLite, WAL, synchronous=FULL",
-        "yardstick": "bare_push_ms: an empty grpc.aio server, one message of 4 KiB to each stream of the same fleet, to the last ack",
+        "yardstick": "bare_push_ms: an empty grpc.aio server, 4 KiB to each stream of the same fleet, to the last ack",
     }
 
 
@@ -549,7 +548,10 @@ def shown(report: dict[str, Any]) -> str:
     for name, (least, most) in report["range"].items():
         lines.append(f"{name:36} {report[name]:>12,.3f}   ({least:,.3f} to {most:,.3f})")
     lines += [f"{name:36} {report[name]}" for name in report if name.endswith("_modes")]
-    lines += [f"{bound:>10} ms {count:>7} {'#' * round(60 * count / sum(report['histogram_ms'].values()))}" for bound, count in report.get("histogram_ms", {}).items()]
+    lines += [
+        f"{bound:>10} ms {count:>7} {'#' * round(60 * count / sum(report['histogram_ms'].values()))}"
+        for bound, count in report.get("histogram_ms", {}).items()
+    ]
     lines += [f"{name:36} {value}" for name, value in report["conditions"].items()]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """Many simulated agents in one process: real sockets, one connection each, true to the protocol, without an engine.
 
-An agent takes every message as the product's does: it checks nonces, base versions and digests, keeps the versions of what it holds,
-applies a step when it is whole and acknowledges it. It says in its hello what it holds, and comes back by itself. A line of JSON on
-standard input is a command, a line on standard output its answer; see ``Fleet``.
+An agent takes every message as the product's does: it checks nonces, base versions and digests, keeps the versions of what it
+holds, applies a step when it is whole and acknowledges it. It says in its hello what it holds, and comes back by itself. A line of JSON
+on standard input is a command, a line on standard output its answer; see ``Fleet``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Broken(Exception):
 
 
 class Agent:
-    """One agent. ``applied`` is called with it, the revision before, and the commit time of the oldest change, 0 if there is none."""
+    """One agent."""
 
     def __init__(self, agent_id: str, address: str, fleet: Fleet) -> None:
         self.agent_id = agent_id
@@ -211,7 +211,7 @@ class Fleet:
         return {}
 
     async def arrived(self, count: int, timeout_s: float) -> dict[str, Any]:
-        """Answer when ``count`` agents have reached the awaited revision: when the last one did, in microseconds since the epoch."""
+        """Answer when ``count`` agents have reached the awaited revision, and when the last one did (microseconds since the epoch)."""
         async with asyncio.timeout(timeout_s):
             await self._until(lambda: self._arrived >= count)
         return {"last_us": self._last_us}

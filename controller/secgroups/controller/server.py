@@ -23,7 +23,7 @@ from secgroups.controller.config import ControllerConfig
 from secgroups.controller.core import Core
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.interceptors import ErrorsAndLog
-from secgroups.controller.services.agents import Agents
+from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.groups import GroupService
 from secgroups.controller.services.rules import RuleService
@@ -40,7 +40,6 @@ from secgroups.v1 import (
     ruleset_service_pb2,
     server_service_pb2,
 )
-from secgroups.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
@@ -114,7 +113,7 @@ class ControllerServer:
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
         self._rulesets = RulesetService(core, self._watchers)
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
-        add_AgentServiceServicer_to_server(Agents(core, StreamSettings(heartbeat_s=config.heartbeat_s)), self._api)
+        add_agents_to_server(Agents(core, StreamSettings(heartbeat_s=config.heartbeat_s)), self._api)
         self._add_health_and_reflection(self._api, SERVICES)
         self._admin = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)

@@ -187,7 +187,7 @@ class Agent:
     def apply(self) -> None:
         """Apply all that is on the wire."""
         for message in self._inbox:
-            response = self.world.wire.response(message)
+            response = pb.SubscribeResponse.FromString(self.world.wire.encoded(message))
             self._spoil(response.update)
             match response.WhichOneof("message"):
                 case "welcome":

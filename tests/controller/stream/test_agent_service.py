@@ -15,13 +15,13 @@ from stream_world import allow
 from secgroups.controller import operations as ops
 from secgroups.controller.core import Core
 from secgroups.controller.interceptors import ErrorsAndLog
-from secgroups.controller.services.agents import Agents
+from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.waiting import wait_for_revision
 from secgroups.controller.store.sqlite import SqliteStore
 from secgroups.controller.stream_settings import StreamSettings
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import ruleset_service_pb2 as rulesets
-from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceServicer, RulesetServiceStub, add_RulesetServiceServicer_to_server
 
 HEARTBEAT_S = 0.1
@@ -73,7 +73,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False))
     settings = StreamSettings(heartbeat_s=HEARTBEAT_S, hello_timeout_s=0.3)
     server = grpc.aio.server(interceptors=[ErrorsAndLog()])
-    add_AgentServiceServicer_to_server(Agents(core, settings), server)
+    add_agents_to_server(Agents(core, settings), server)
     add_RulesetServiceServicer_to_server(Waiting(core), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -17,6 +17,7 @@ from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.questions import QUESTIONS_MAX
 from secgroups.controller.store.interface import Pending
 from secgroups.controller.stream_messages import GoAway, PreviewRequest, PreviewResult, Update
+from secgroups.v1 import agent_service_pb2 as pb
 
 Ask = tuple[Callable[..., Any], dict[str, Any]]
 ADDRESS = ip_address("10.0.9.9")
@@ -60,7 +61,7 @@ class Fleet:
         assert all(isinstance(update, Update) for update in updates)
         self.agent.apply()
         self.agent.ack()
-        message = self.world.wire.response(question).preview_request
+        message = pb.SubscribeResponse.FromString(self.world.wire.encoded(question)).preview_request
         return self.agent.replica.ruleset.apply(ruleset_update(message.update))
 
 

@@ -192,7 +192,7 @@ def test_a_large_snapshot_comes_in_chunks_and_is_applied_whole(world: World, mon
     _, *updates, point = agent.send()
     assert len(updates) > 5
     assert all(isinstance(update, Update) and update.more for update in updates)
-    assert all(world.wire.response(update).ByteSize() <= 2_000 for update in updates)
+    assert all(len(world.wire.encoded(update)) <= 2_000 for update in updates)
     agent.apply()
     agent.ack()
     assert point.snapshot_end

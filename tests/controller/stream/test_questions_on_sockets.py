@@ -17,13 +17,13 @@ from secgroups.controller.interceptors import ErrorsAndLog
 from secgroups.controller.model import Limits
 from secgroups.controller.preview import FlowsCut
 from secgroups.controller.questions import QUESTIONS_MAX
-from secgroups.controller.services.agents import Agents
+from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.servers import ServerService
 from secgroups.controller.store.sqlite import SqliteStore
 from secgroups.controller.stream_settings import StreamSettings
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import server_service_pb2 as servers
-from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub, add_AgentServiceServicer_to_server
+from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub, add_ServerServiceServicer_to_server
 
 PREVIEW_TIMEOUT_S = 0.3
@@ -57,7 +57,7 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False), preview_timeout_s=PREVIEW_TIMEOUT_S)
     server = grpc.aio.server(interceptors=[ErrorsAndLog()])
-    add_AgentServiceServicer_to_server(Agents(core, StreamSettings(heartbeat_s=5)), server)
+    add_agents_to_server(Agents(core, StreamSettings(heartbeat_s=5)), server)
     add_ServerServiceServicer_to_server(ServerService(core, Limits()), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.errors import InvalidError
@@ -17,6 +17,7 @@ from secgroups.v1 import agent_service_pb2 as pb
 if TYPE_CHECKING:
     from secgroups.controller.channel import AgentChannel
     from secgroups.controller.publisher import Publisher
+    from secgroups.controller.services.pace import Pace
     from secgroups.controller.services.stream_wire import Wire
     from secgroups.controller.stream_settings import StreamSettings
 
@@ -24,24 +25,50 @@ log = structlog.get_logger(__name__)
 
 # An agent that has acknowledged nothing for this many heartbeats is taken for gone.
 HEARTBEATS_MAX = 3
+# What an agent may say within a second. One that is told something every few milliseconds and acknowledges each stays far below.
+SAID_MESSAGES_MAX = 2_000
+SAID_BYTES_MAX = 8 << 20
+SENT_AWAY_S = 30.0
 
-Context = grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse]
+
+class Context(Protocol):
+    """What is used of a gRPC context of a call that carries bytes: ``read`` answers bytes, or something else at the end."""
+
+    async def read(self) -> object: ...
+
+    async def write(self, message: bytes) -> None: ...
 
 
 class AgentStream:
     """The stream of one agent, from its hello to its end."""
 
     def __init__(
-        self, context: Context, publisher: Publisher, wire: Wire, settings: StreamSettings, clocks: Clocks = SYSTEM_CLOCKS
+        self,
+        context: Context,
+        publisher: Publisher,
+        wire: Wire,
+        settings: StreamSettings,
+        pace: Pace,
+        clocks: Clocks = SYSTEM_CLOCKS,
     ) -> None:
         self._context = context
         self._publisher = publisher
         self._wire = wire
         self._settings = settings
+        self._pace = pace
         self._clocks = clocks
+        self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._silence_s = HEARTBEATS_MAX * settings.heartbeat_s
         self._heard_s = self._clocks.monotonic_s()
+        self._writing_since_s: float | None = None
+        self._beat_is_due = False
+        self._is_waiting_turn = False
+        self._quiet_until_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_timer: asyncio.TimerHandle | None = None
+        self._second_until_s = 0.0
+        self._said_messages = self._said_bytes = 0
 
     async def run(self) -> None:
         """Serve the agent until the stream ends. InvalidError if it breaks the rules of the stream."""
@@ -51,12 +78,14 @@ class AgentStream:
         except TimeoutError:
             await self._write(GoAway(reason="no hello came", reconnect_after_s=0))
             return
-        if not isinstance(first, pb.SubscribeRequest):
+        if not isinstance(first, bytes):
             return
-        channel = self._publisher.connect(hello_of(first), self._news.set, self._clocks.now_us())
+        channel = self._publisher.connect(hello_of(_parsed(first)), self._wake, self._clocks.now_us())
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))
         reading.add_done_callback(lambda _: self._news.set())
+        self._timer = self._loop.call_later(self._settings.heartbeat_s, self._beat, channel)
+        self._news.set()
         reason = "its stream ended"
         try:
             reason = await self._send(channel, reading)
@@ -65,56 +94,78 @@ class AgentStream:
             raise
         finally:
             reading.cancel()
+            for timer in filter(None, (self._timer, self._quiet_timer)):
+                timer.cancel()
             self._publisher.disconnect(channel)
             log.info("agent_disconnected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, reason=reason)
 
-    async def _send(self, channel: AgentChannel, reading: asyncio.Task[None]) -> str:
-        """Send what there is to say, until the agent or the channel ends; return why it did."""
-        heartbeat_s = self._clocks.monotonic_s() + self._settings.heartbeat_s
-        quiet_until_s = 0.0
-        while True:
-            self._news.clear()
-            if reading.done():
-                reading.result()
-                return "it ended the stream"
-            now_s = self._clocks.monotonic_s()
-            if now_s >= heartbeat_s:
-                heartbeat_s = now_s + self._settings.heartbeat_s
-                self._check_alive(channel, now_s)
-                await self._write_all(channel, channel.heartbeat(self._clocks.monotonic_us()))
-            if channel.has_news and now_s >= quiet_until_s:
-                await self._write_all(
-                    channel, messages := channel.next_messages(self._clocks.now_us(), self._clocks.monotonic_us())
-                )
-                if channel.ended:
-                    return channel.ending_reason
-                if any(isinstance(message, Update) for message in messages):
-                    quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
-            if not self._news.is_set():
-                await self._sleep(min(heartbeat_s, quiet_until_s) if channel.has_news else heartbeat_s)
-            elif now_s < quiet_until_s:
-                await asyncio.sleep(quiet_until_s - now_s)
+    def _wake(self) -> None:
+        """Let the sending side look, in turn with the streams that were woken before."""
+        if not self._is_waiting_turn and not self._news.is_set():
+            self._is_waiting_turn = True
+            self._pace.wake(self._take_turn)
 
-    async def _sleep(self, until_s: float) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, until_s - self._clocks.monotonic_s())):
-                await self._news.wait()
-        except TimeoutError:
-            return
+    def _take_turn(self) -> None:
+        self._is_waiting_turn = False
+        self._news.set()
 
-    def _check_alive(self, channel: AgentChannel, now_s: float) -> None:
+    def _beat(self, channel: AgentChannel) -> None:
+        """Each heartbeat: have it said, and see whether the agent is alive. One timer a stream, however much is sent on it."""
+        now_s = self._clocks.monotonic_s()
+        self._timer = self._loop.call_later(self._settings.heartbeat_s, self._beat, channel)
         sent_us = channel.oldest_unacknowledged_us
         overdue = sent_us is not None and self._clocks.monotonic_us() - sent_us > self._silence_s * 1e6
         if overdue or now_s - self._heard_s > self._silence_s:
             channel.end(f"nothing was acknowledged for {self._silence_s:g} s", reconnect_after_s=0)
+        if self._writing_since_s is not None and now_s - self._writing_since_s > self._silence_s:
+            # A write that hangs must not be cancelled: gRPC would then refuse to end the call. The agent counts as gone meanwhile,
+            # and whatever frees the write, its return or the end of its connection, ends the stream.
+            channel.end(f"nothing was taken for {self._silence_s:g} s", reconnect_after_s=0)
+            self._publisher.disconnect(channel)
+        self._beat_is_due = True
+        self._news.set()
+
+    async def _send(self, channel: AgentChannel, reading: asyncio.Task[None]) -> str:
+        """Send what there is to say, until the agent or the channel ends; return why it did."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if reading.done():
+                reading.result()
+                return "it ended the stream"
+            if self._beat_is_due:
+                self._beat_is_due = False
+                await self._write_all(channel, channel.heartbeat(self._clocks.monotonic_us()))
+            if not channel.has_news or self._must_rest(channel):
+                continue
+            messages = channel.next_messages(self._clocks.now_us(), self._clocks.monotonic_us())
+            await self._write_all(channel, messages)
+            if channel.ended:
+                return channel.ending_reason
+            if messages and isinstance(messages[-1], Update):
+                self._quiet_until_s = self._clocks.monotonic_s() + self._pace.rest_s(self._settings.coalesce_s)
+            # There may be more than what the window, or the last look, had room for.
+            if channel.has_news:
+                self._news.set()
+
+    def _must_rest(self, channel: AgentChannel) -> bool:
+        """Whether it is too soon after the last update; then the sending side is woken when it is time."""
+        now_s = self._clocks.monotonic_s()
+        if now_s >= self._quiet_until_s or channel.ending_reason:
+            return False
+        if self._quiet_timer is None or self._quiet_timer.when() <= self._loop.time():
+            self._quiet_timer = self._loop.call_later(self._quiet_until_s - now_s, self._wake)
+        return True
 
     async def _read(self, channel: AgentChannel) -> None:
         """Take what the agent says until it ends the stream. InvalidError if it says what it must not."""
         while True:
-            request = await self._context.read()
-            if not isinstance(request, pb.SubscribeRequest):
+            said = await self._context.read()
+            if not isinstance(said, bytes):
                 return
-            self._heard_s = self._clocks.monotonic_s()
+            if not self._count(channel, len(said)):
+                return
+            request = _parsed(said)
             match request.WhichOneof("message"):
                 case "ack":
                     channel.acknowledge(ack_of(request.ack), self._clocks.now_us())
@@ -130,21 +181,34 @@ class AgentStream:
                     # A newer agent may say more than this controller understands.
                     self._publisher.heard(channel, self._clocks.now_us())
 
+    def _count(self, channel: AgentChannel, said_bytes: int) -> bool:
+        """Count what the agent says; whether it may say that much. One that may not is sent away."""
+        self._heard_s = self._clocks.monotonic_s()
+        if self._heard_s >= self._second_until_s:
+            self._second_until_s = self._heard_s + 1.0
+            self._said_messages = self._said_bytes = 0
+        self._said_messages += 1
+        self._said_bytes += said_bytes
+        if self._said_messages <= SAID_MESSAGES_MAX and self._said_bytes <= SAID_BYTES_MAX:
+            return True
+        reason = f"it said more than {SAID_MESSAGES_MAX:,} messages or {SAID_BYTES_MAX >> 20} MiB in a second"
+        channel.end(reason, reconnect_after_s=SENT_AWAY_S)
+        return False
+
     async def _write_all(self, channel: AgentChannel, messages: list[Outbound]) -> None:
         for message in messages:
             if channel.ending_reason and not isinstance(message, GoAway):
                 return
-            # A write that hangs must not be cancelled: gRPC would then refuse to end the call. The agent counts as gone meanwhile,
-            # and whatever frees the write, its return or the end of its connection, ends the stream.
-            timer = asyncio.get_running_loop().call_later(self._silence_s, self._give_up, channel)
-            try:
-                await self._write(message)
-            finally:
-                timer.cancel()
-
-    def _give_up(self, channel: AgentChannel) -> None:
-        channel.end(f"nothing was taken for {self._silence_s:g} s", reconnect_after_s=0)
-        self._publisher.disconnect(channel)
+            await self._write(message)
 
     async def _write(self, message: Outbound) -> None:
-        await self._context.write(self._wire.response(message))
+        self._writing_since_s = self._clocks.monotonic_s()
+        await self._context.write(self._wire.encoded(message))
+        self._writing_since_s = None
+
+
+def _parsed(said: bytes) -> pb.SubscribeRequest:
+    try:
+        return pb.SubscribeRequest.FromString(said)
+    except DecodeError:
+        raise InvalidError("message", "is no SubscribeRequest") from None

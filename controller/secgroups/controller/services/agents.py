@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import Message
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.convert import page_size_of, page_start, page_token, required, timestamp
 from secgroups.controller.errors import NotFoundError
 from secgroups.controller.services.agent_stream import AgentStream
+from secgroups.controller.services.pace import Pace
 from secgroups.controller.services.stream_wire import Wire, rejected_message
 from secgroups.controller.stream_settings import StreamSettings
 from secgroups.v1 import agent_service_pb2 as pb
@@ -17,13 +21,12 @@ from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import grpc
-
     from secgroups.controller.agent_record import AgentStatus
     from secgroups.controller.core import Core
 
 # What the pages of ListAgents are pages of; see ``page_token``.
 _LIST = ("agents",)
+SERVICE = pb.DESCRIPTOR.services_by_name["AgentService"]
 
 
 class Agents(AgentServiceServicer):
@@ -34,14 +37,11 @@ class Agents(AgentServiceServicer):
         self._clocks = clocks
         self._settings = settings or StreamSettings()
         self._wire = Wire(core.controller_id, self._settings.heartbeat_s)
+        self._pace = Pace(clocks)
 
-    async def Subscribe(  # type: ignore[override]
-        self,
-        request_iterator: AsyncIterator[pb.SubscribeRequest],
-        context: grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse],
-    ) -> None:
-        """Feed one agent. Reads and writes through ``context``, so that a write which hangs can be given up."""
-        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._clocks).run()
+    async def Subscribe(self, request_iterator: AsyncIterator[bytes], context: Any) -> None:  # type: ignore[override]
+        """Feed one agent, in bytes, through ``context``: its messages are made of ready parts, and a write that hangs is given up."""
+        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks).run()
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse]
@@ -69,6 +69,22 @@ class Agents(AgentServiceServicer):
             message = f"there is no agent {request.id}: no server names it and it has not connected since the controller started"
             raise NotFoundError("agent", request.id, message=message)
         return pb.GetAgentResponse(agent=_agent_message(status, self._clocks.now_us()), revision=self._core.state.revision)
+
+
+def add_agents_to_server(agents: Agents, server: grpc.aio.Server) -> None:
+    """Have ``server`` answer AgentService; what ``Subscribe`` carries passes as bytes."""
+    handlers = {
+        "Subscribe": grpc.stream_stream_rpc_method_handler(agents.Subscribe),
+        "ListAgents": _unary(agents.ListAgents, pb.ListAgentsRequest),
+        "GetAgent": _unary(agents.GetAgent, pb.GetAgentRequest),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+
+
+def _unary(call: Any, request: type[Message]) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(
+        call, request_deserializer=request.FromString, response_serializer=lambda answer: answer.SerializeToString()
+    )
 
 
 def _agent_message(status: AgentStatus, now_us: int) -> pb.Agent:

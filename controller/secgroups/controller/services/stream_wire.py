@@ -1,8 +1,10 @@
-"""The stream's plain messages as protobuf, and back with every bound checked: what an agent says may be anything."""
+"""The stream's plain messages as the bytes that are sent, and back with every bound checked: what an agent says may be anything."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+
+from google.protobuf.message import Message
 
 from secgroups.controller.convert import spec_message
 from secgroups.controller.errors import InvalidError
@@ -45,21 +47,27 @@ _KINDS = {pb.OBJECT_KIND_SERVER: Kind.SERVER, pb.OBJECT_KIND_GROUP: Kind.GROUP, 
 
 
 class Wire:
-    """Makes protobuf messages; each version of an object once for all streams."""
+    """Makes the bytes of ``SubscribeResponse`` messages; those of each version of an object once for all streams.
+
+    Fields of a protobuf message may stand in any order and be put together from parts, so an update is a short head of its own and
+    the bytes of its objects, which are the same for every agent.
+    """
 
     def __init__(self, controller_id: str, heartbeat_s: float) -> None:
         self._controller_id = controller_id
         self._heartbeat_s = heartbeat_s
-        self._ready: OrderedDict[tuple[ObjectKey, int], tuple[StreamObject, pb.ServerBinding | pb.GroupRules | pb.AddressSet]] = (
-            OrderedDict()
-        )
+        self._ready: OrderedDict[tuple[bytes, ObjectKey], tuple[StreamObject | AddressSetPatch, bytes]] = OrderedDict()
         self._ready_bytes = 0
 
-    def response(self, message: Outbound) -> pb.SubscribeResponse:
+    def encoded(self, message: Outbound) -> bytes:
         """Return ``message`` as it is sent."""
+        if isinstance(message, Update):
+            update = self._update(message)
+            return b"".join((_UPDATE_TAG, _varint(len(update)), update))
+        return self._small(message).SerializeToString()
+
+    def _small(self, message: Outbound) -> pb.SubscribeResponse:
         match message:
-            case Update():
-                return pb.SubscribeResponse(update=self._update(message))
             case SyncPoint():
                 point = pb.SyncPoint(
                     nonce=message.nonce,
@@ -75,7 +83,7 @@ class Wire:
                 gone.reconnect_after.FromMilliseconds(round(message.reconnect_after_s * 1000))
                 return pb.SubscribeResponse(go_away=gone)
             case PreviewRequest():
-                request = pb.PreviewRequest(id=message.id, update=self._update(message.update))
+                request = pb.PreviewRequest(id=message.id, update=pb.Update.FromString(self._update(message.update)))
                 request.timeout.FromMilliseconds(round(message.timeout_s * 1000))
                 return pb.SubscribeResponse(preview_request=request)
             case Welcome():
@@ -87,49 +95,71 @@ class Wire:
                 )
                 welcome.heartbeat.FromMilliseconds(round(self._heartbeat_s * 1000))
                 return pb.SubscribeResponse(welcome=welcome)
+            case Update():
+                raise AssertionError("an update is put together from parts")
 
-    def _update(self, update: Update) -> pb.Update:
-        message = pb.Update(
+    def _update(self, update: Update) -> bytes:
+        head = pb.Update(
             nonce=update.nonce,
             revision=update.revision,
             more=update.more,
-            set_patches=[_patch_message(patch) for patch in update.set_patches],
             removed_servers=update.removed_servers,
             removed_groups=update.removed_groups,
             removed_sets=update.removed_sets,
         )
-        values: tuple[StreamObject, ...] = (*update.sets, *update.groups, *update.servers)
-        for value in values:
-            match made := self._object(value):
-                case pb.AddressSet():
-                    message.sets.append(made)
-                case pb.GroupRules():
-                    message.groups.append(made)
-                case pb.ServerBinding():
-                    message.servers.append(made)
         if update.oldest_commit_us:
-            message.oldest_commit_time.FromMicroseconds(update.oldest_commit_us)
-        return message
+            seconds, micros = divmod(update.oldest_commit_us, 1_000_000)
+            head.oldest_commit_time.seconds, head.oldest_commit_time.nanos = seconds, micros * 1000
+        parts = [head.SerializeToString()]
+        for objects in (update.sets, update.set_patches, update.groups, update.servers):
+            parts += [self._object(value) for value in objects]
+        return b"".join(parts)
 
-    def _object(self, value: StreamObject) -> pb.ServerBinding | pb.GroupRules | pb.AddressSet:
-        key = (value.key, value.version)
+    def _object(self, value: StreamObject | AddressSetPatch) -> bytes:
+        """Return a value as a field of an update, with its tag and its length."""
+        tag = _TAGS[type(value)]
+        key = (tag, value.key)
         held = self._ready.get(key)
-        # A part of a large set has the same key and version as the whole.
+        # The newest is what most agents need; a part of a large set has the same key and version as the whole.
         if held is not None and held[0] is value:
             self._ready.move_to_end(key)
             return held[1]
-        made = _object_message(value)
+        body = _object_message(value).SerializeToString()
+        made = b"".join((tag, _varint(len(body)), body))
         if held is not None:
-            self._ready_bytes -= held[0].size_bytes
+            self._ready_bytes -= len(held[1])
         self._ready[key] = (value, made)
-        self._ready_bytes += value.size_bytes
+        self._ready_bytes += len(made)
         while self._ready_bytes > READY_BYTES_MAX and len(self._ready) > 1:
-            _, (oldest, _) = self._ready.popitem(last=False)
-            self._ready_bytes -= oldest.size_bytes
+            _, (_, oldest) = self._ready.popitem(last=False)
+            self._ready_bytes -= len(oldest)
         return made
 
 
-def _object_message(value: StreamObject) -> pb.ServerBinding | pb.GroupRules | pb.AddressSet:
+def _varint(value: int) -> bytes:
+    made = bytearray()
+    while value > 0x7F:
+        made.append(value & 0x7F | 0x80)
+        value >>= 7
+    made.append(value)
+    return bytes(made)
+
+
+def _tag(message: type[Message], field: str) -> bytes:
+    """Return what stands before a field that holds a message: its number, and that a length follows."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+
+
+_UPDATE_TAG = _tag(pb.SubscribeResponse, "update")
+_TAGS: dict[type[StreamObject | AddressSetPatch], bytes] = {
+    AddressSet: _tag(pb.Update, "sets"),
+    AddressSetPatch: _tag(pb.Update, "set_patches"),
+    GroupRules: _tag(pb.Update, "groups"),
+    ServerBinding: _tag(pb.Update, "servers"),
+}
+
+
+def _object_message(value: StreamObject | AddressSetPatch) -> Message:
     match value:
         case ServerBinding():
             return pb.ServerBinding(
@@ -144,18 +174,16 @@ def _object_message(value: StreamObject) -> pb.ServerBinding | pb.GroupRules | p
             )
         case AddressSet():
             return pb.AddressSet(group_id=value.group_id, version=value.version, ipv4=value.ipv4, ipv6=value.ipv6)
-
-
-def _patch_message(patch: AddressSetPatch) -> pb.AddressSetPatch:
-    return pb.AddressSetPatch(
-        group_id=patch.group_id,
-        base_version=patch.base_version,
-        version=patch.version,
-        added_ipv4=patch.added_ipv4,
-        added_ipv6=patch.added_ipv6,
-        removed_ipv4=patch.removed_ipv4,
-        removed_ipv6=patch.removed_ipv6,
-    )
+        case AddressSetPatch():
+            return pb.AddressSetPatch(
+                group_id=value.group_id,
+                base_version=value.base_version,
+                version=value.version,
+                added_ipv4=value.added_ipv4,
+                added_ipv6=value.added_ipv6,
+                removed_ipv4=value.removed_ipv4,
+                removed_ipv6=value.removed_ipv6,
+            )
 
 
 def _spec_message(spec: RuleSpec) -> types.RuleSpec:

@@ -186,7 +186,7 @@ class Stream:
     def _carry(self, messages: Sequence[Outbound], now_ns: int) -> None:
         for message in messages:
             try:
-                answer = self._agent.take(self._wire.response(message).SerializeToString(), now_ns)
+                answer = self._agent.take(self._wire.encoded(message), now_ns)
             except AgentError as error:
                 raise OutOfStepError(f"the agent could not go on: {error}") from None
             if answer:
