@@ -1,8 +1,8 @@
 """Many simulated agents in one process: real sockets, one connection each, true to the protocol, without an engine.
 
 An agent takes every message as the product's does: it checks nonces, base versions and digests, keeps the versions of what it
-holds, applies a step when it is whole and acknowledges it. It says in its hello what it holds, and comes back by itself. A line of JSON
-on standard input is a command, a line on standard output its answer; see ``Fleet``.
+holds, applies a step when it is whole and acknowledges it. It says in its hello what it holds, and comes back by itself. A line of
+JSON on standard input is a command, a line on standard output its answer; see ``Fleet``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECONNECT_MIN_S, RECONNECT_MAX_S = 0.5, 30.0
 OPENING_MAX = 100
 
 
-class Broken(Exception):
+class BrokenStreamError(Exception):
     """The controller said what does not fit."""
 
 
@@ -60,7 +60,7 @@ class Agent:
                     await self._hold(AgentServiceStub(channel).Subscribe())
             except grpc.aio.AioRpcError as error:
                 self._fleet.note_failure(f"{error.code().name}: {error.details()}")
-            except Broken as error:
+            except BrokenStreamError as error:
                 self._fleet.note_failure(f"broken: {error}")
                 self._store_epoch = ""
             attempts = 0 if self.synced else attempts + 1
@@ -82,7 +82,7 @@ class Agent:
         await call.write(pb.SubscribeRequest(hello=hello))
         first = await call.read()
         if first is grpc.aio.EOF or first.WhichOneof("message") != "welcome":
-            raise Broken(f"no welcome: {first if first is grpc.aio.EOF else first.WhichOneof('message')}")
+            raise BrokenStreamError(f"no welcome: {first if first is grpc.aio.EOF else first.WhichOneof('message')}")
         welcome = first.welcome
         self.mode, snapshot = welcome.mode, welcome.mode == pb.SYNC_MODE_SNAPSHOT
         self.objects_received = 0
@@ -109,7 +109,7 @@ class Agent:
                         point = message.sync_point
                         nonce = _next(nonce, point.nonce)
                         if point.state_digest != coming.digest:
-                            raise Broken("digest")
+                            raise BrokenStreamError("digest")
                         self._held, snapshot = coming, False
                         self._store_epoch, self._timeline_id = welcome.store_epoch, welcome.timeline_id
                         self._apply(point.revision, 0)
@@ -138,7 +138,7 @@ class Agent:
         for patch in update.set_patches:
             key = (Kind.SET, patch.group_id)
             if held.find(key) != patch.base_version:
-                raise Broken(f"base version {patch.base_version}, held {held.find(key)}")
+                raise BrokenStreamError(f"base version {patch.base_version}, held {held.find(key)}")
             held.put(key, patch.version)
         for group in update.groups:
             held.put((Kind.GROUP, group.group_id), group.version)
@@ -211,7 +211,7 @@ class Fleet:
         return {}
 
     async def arrived(self, count: int, timeout_s: float) -> dict[str, Any]:
-        """Answer when ``count`` agents have reached the awaited revision, and when the last one did (microseconds since the epoch)."""
+        """Answer when ``count`` agents have reached the awaited revision, and at what time of day the last one did."""
         async with asyncio.timeout(timeout_s):
             await self._until(lambda: self._arrived >= count)
         return {"last_us": self._last_us}
@@ -274,7 +274,7 @@ class Fleet:
 
 def _next(held: int, nonce: int) -> int:
     if nonce != held + 1:
-        raise Broken(f"nonce {nonce} after {held}")
+        raise BrokenStreamError(f"nonce {nonce} after {held}")
     return nonce
 
 

@@ -40,7 +40,7 @@ class Agents(AgentServiceServicer):
         self._pace = Pace(clocks)
 
     async def Subscribe(self, request_iterator: AsyncIterator[bytes], context: Any) -> None:  # type: ignore[override]
-        """Feed one agent, in bytes, through ``context``: its messages are made of ready parts, and a write that hangs is given up."""
+        """Feed one agent, in bytes, through ``context``: messages are made of ready parts, and a write that hangs is given up."""
         await AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks).run()
 
     async def ListAgents(
