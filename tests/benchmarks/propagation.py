@@ -202,12 +202,16 @@ async def change_costs(folder: Path, small: Path, large: Path, rounds: int) -> F
             await driver.begin()
         for number in range(rounds + 1):
             spent: dict[str, list[float]] = {}
-            for process, driver in zip(processes, drivers, strict=True):
-                assert process.popen is not None
-                for kind, run in driver.kinds().items():
-                    before = processor_s(process.popen.pid)
-                    await run(CHANGES)
-                    spent.setdefault(kind, []).append((processor_s(process.popen.pid) - before) / CHANGES * 1e3)
+            for kind in drivers[0].kinds():
+                taken = [0.0, 0.0]
+                # Either goes first by turns: what else the machine does weighs on both alike.
+                for model in (0, 1) if number % 2 else (1, 0):
+                    popen = processes[model].popen
+                    assert popen is not None
+                    before = processor_s(popen.pid)
+                    await drivers[model].kinds()[kind](CHANGES)
+                    taken[model] = (processor_s(popen.pid) - before) / CHANGES * 1e3
+                spent[kind] = taken
             # The first round warms up.
             if number:
                 note_costs(found, spent)
