@@ -32,6 +32,7 @@ server = st.sampled_from(SERVERS)
 agent = st.sampled_from(AGENTS)
 addresses = st.sets(st.integers(1, 9), min_size=1, max_size=3).map(lambda numbers: [ip_address(f"10.0.0.{n}") for n in numbers])
 spec = st.builds(lambda port, remote: (port, remote), st.integers(1, 3), st.none() | group)
+specs = st.lists(spec, min_size=1, max_size=3)
 
 step = st.one_of(
     st.tuples(st.just("create_server"), server, st.sampled_from(("", *AGENTS)), st.sets(group, max_size=3), addresses),
@@ -45,9 +46,7 @@ step = st.one_of(
     st.tuples(st.just("rename"), group, st.sampled_from(("x", "y"))),
     st.tuples(st.just("flow"), agent),
     st.tuples(st.just("begin_and_change"), agent, group, spec, server, addresses, group),
-    st.tuples(
-        st.just("put_back"), agent, st.lists(st.tuples(group, spec), max_size=3), st.lists(st.tuples(group, spec), max_size=4)
-    ),
+    st.tuples(st.just("put_back"), agent, group, specs, specs),
     st.tuples(st.just("send"), agent),
     st.tuples(st.just("apply"), agent, st.sampled_from((1, 2, 100))),
     st.tuples(st.just("ack"), agent),
@@ -196,17 +195,18 @@ class Scene:
         group_ids = [self.groups[number].id for number in numbers]
         self.world.do(ops.set_server_groups, server_id=server_id, group_ids=group_ids)
 
-    def _put_back(self, name, before, after) -> None:
+    def _put_back(self, name, number, before, after) -> None:
         """Make a copy of the file, let an agent hear of some changes, put the copy back and go another way."""
+        self._connect(name)
         self._copy()
-        for step in before:
-            self._rules(step[0], [step[1]])
+        for spec in before:
+            self._rules(number, [spec])
             self.remember()
         for _ in range(40):
             self._flow(name)
         self._restore()
-        for step in after:
-            self._rules(step[0], [step[1]])
+        for spec in after:
+            self._rules(number, [spec])
             self.remember()
 
     def _window(self, name, messages, size_bytes) -> None:
