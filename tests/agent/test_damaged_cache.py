@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def refused(cache: Cache, agent_id: str = "a") -> str:
 
 def test_a_good_one_is_loaded_as_it_was_saved(cache: Cache) -> None:
     assert load(cache, "a") == STATE
+
+
+@pytest.mark.parametrize("timeline_id", ["", "0f8fad5b-d9cb-469f-a165-70867728950e"])
+def test_the_timeline_is_kept_and_a_file_without_one_is_as_good(cache: Cache, timeline_id: str) -> None:
+    state = replace(STATE, timeline_id=timeline_id)
+    cache.save(state)
+    assert load(cache, "a") == state
 
 
 def test_a_bit_that_flipped_anywhere_is_noticed(cache: Cache) -> None:

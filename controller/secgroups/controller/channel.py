@@ -14,7 +14,7 @@ Every step ends, however much changes meanwhile: what it began with goes first, 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from secgroups.controller.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, Piece, parts_of
@@ -280,8 +280,8 @@ class AgentChannel:
     def _go_on(self, now_us: int, clock_us: int) -> list[Outbound]:
         """The next message of a step, and all that ends it if nothing is marked then."""
         step = self._open = self._open or self._begin_step()
-        # More than one piece is left of an object that takes several messages: it is not counted how many.
-        if not step.keys_left and len(self._rest) <= 1:
+        # How many messages a single object takes is not counted.
+        if not step.keys_left and not self._rest:
             step.catch_ups += 1
         chunk = self._next_chunk(step)
         is_last = not self._dirty and not self._rest
@@ -308,26 +308,37 @@ class AgentChannel:
         self._in_flight.append(step)
 
     def _next_chunk(self, step: _Step) -> Chunk:
+        """Take objects, those that were marked first, until a message is full or nothing is marked."""
         bytes_max = min(CHUNK_BYTES_MAX, max(CHUNK_BYTES_MIN, self._window.bytes_max))
         chunk = Chunk()
-        while self._rest or self._dirty:
-            if not self._rest:
-                self._take_object(step, bytes_max)
-                continue
-            if not chunk.has_room(self._rest[0], bytes_max):
+        while self._fill_from_rest(chunk, bytes_max) and self._dirty:
+            key = next(iter(self._dirty))
+            version, piece = self._to_send(key)
+            parts = list(parts_of(piece, bytes_max)) if piece is not None else []
+            if parts and not chunk.has_room(parts[0], bytes_max):
+                # It is looked at again for the next message: by then it may be another, or none of this agent's.
                 break
-            chunk.add(self._rest.popleft())
+            self._take(step, key, version)
+            if parts:
+                step.keys.add(key)
+                self._rest.extend(parts)
         return chunk
 
-    def _take_object(self, step: _Step, bytes_max: int) -> None:
-        """Turn the object that was marked first into what is to be sent of it, which may be nothing."""
-        key, since = self._dirty.popitem(last=False)
+    def _fill_from_rest(self, chunk: Chunk, bytes_max: int) -> bool:
+        """Take what is left of an object that needs several messages; whether nothing is left of it then."""
+        while self._rest and chunk.has_room(self._rest[0], bytes_max):
+            chunk.add(self._rest.popleft())
+        return not self._rest
+
+    def _take(self, step: _Step, key: ObjectKey, version: int | None) -> None:
+        """Note that an object is sent, or needs no sending."""
+        since = self._dirty.pop(key)
         step.keys_left = max(0, step.keys_left - 1)
-        if step.since_revision is not None:
-            step.since_revision = min(step.since_revision, since.revision)
-        for piece in self._to_send(key):
-            step.keys.add(key)
-            self._rest.extend(parts_of(piece, bytes_max))
+        step.since_revision = since.revision if step.since_revision is None else min(step.since_revision, since.revision)
+        if version is None:
+            self._held.drop(key)
+        elif version != self._held.find(key):
+            self._held.put(key, version)
 
     def _sync_point(self, step: _Step, clock_us: int) -> SyncPoint:
         self._send(0, clock_us)
@@ -357,24 +368,20 @@ class AgentChannel:
                 asked.append(PreviewRequest(id=question.id, update=update, timeout_s=question.timeout_s))
         return asked
 
-    def _to_send(self, key: ObjectKey) -> Iterable[Piece]:
-        """Yield what takes an object from what was sent to what is to be held: nothing, a patch, a removal, the object."""
+    def _to_send(self, key: ObjectKey) -> tuple[int | None, Piece | None]:
+        """Return the version that an agent is to hold, and what takes it there: the object, a patch, a removal, or nothing."""
         source, held = self._source, self._held.find(key)
         version = source.objects.find_version(key) if source.interest.wants(self.agent_id, key) else None
         if version == held:
-            return
+            return version, None
         if version is None:
-            self._held.drop(key)
-            yield key
-            return
-        self._held.put(key, version)
+            return None, key
         patch = self._find_patch(key, held, version)
         if patch is not None and patch.size_bytes <= source.objects.set_bytes_min(key[1]):
             # The set itself, which may have ten thousand members, need not be made.
-            yield patch
-            return
+            return version, patch
         made = source.objects.get(key, version)
-        yield patch if patch is not None and patch.size_bytes < made.size_bytes else made
+        return version, patch if patch is not None and patch.size_bytes < made.size_bytes else made
 
     def _find_patch(self, key: ObjectKey, held: int | None, version: int) -> AddressSetPatch | None:
         # What was rejected is not what the agent has: it gets the next version whole.

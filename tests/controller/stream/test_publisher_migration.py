@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from stream_world import Agent, World, allow, mentioned, ops
 
+from secgroups.controller.model import PREVIOUS_AGENTS_MAX
+
 SERVER = "server/p/s1"
 
 
@@ -127,6 +129,43 @@ def test_a_move_outlives_the_controller(world: World, agents: tuple[Agent, Agent
     first.pump()
     assert SERVER not in first.holds
     assert world.lagging() == {}
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bac"])
+def test_a_server_that_moves_on_before_it_arrived_stays_with_who_holds_it_though_the_controller_restarts(
+    world: World, agents: tuple[Agent, Agent], order: str
+) -> None:
+    """Moved from a to b to c while b was away: only a holds it, and lets go when c has it in force."""
+    first, second = agents
+    second.disconnect()
+    world.move("s1", "b")
+    world.move("s1", "c")
+    world.restart()
+    third = Agent(world, "c")
+    for name in order:
+        {"a": first, "b": second, "c": third}[name].connect().pump()
+        if "c" not in order[: order.index(name) + 1]:
+            assert SERVER in first.holds
+        assert SERVER not in second.holds
+    first.pump()
+    assert (SERVER in first.holds, SERVER in second.holds, SERVER in third.holds) == (False, False, True)
+    assert world.lagging() == {}
+
+
+def test_an_old_agent_beyond_the_latest_is_let_go_early_and_only_after_a_restart(world: World, agents: tuple[Agent, Agent]) -> None:
+    first, _ = agents
+    for number in range(PREVIOUS_AGENTS_MAX):
+        world.move("s1", f"x{number}")
+    first.disconnect()
+    world.restart()
+    first.connect().pump()
+    assert SERVER in first.holds
+    world.move("s1", "one-more")
+    first.pump()
+    assert SERVER in first.holds
+    world.restart()
+    first.connect().pump()
+    assert SERVER not in first.holds
 
 
 def test_a_new_agent_that_never_comes_leaves_the_server_with_the_old_one(world: World, agents: tuple[Agent, Agent]) -> None:
