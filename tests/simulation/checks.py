@@ -206,8 +206,8 @@ class Checks:
         states = [branch.at(revision) for revision in range(first, update.revision + 1)]
         for server in update.servers:
             guards = any(server.server in state.servers and state.servers[server.server].agent_id == agent_id for state in states)
-            # What it has in force it may be given again, though it was told to let go meanwhile.
-            if not guards and server.server not in held | connection.agent.servers:
+            # What it came with it may be given again: until its first acknowledgement the controller takes it to have that.
+            if not guards and server.server not in held | connection.came_with:
                 self._fail("span", f"{agent_id} is sent server {server.server}, which it is not to guard")
             held.add(server.server)
         spans = [spanned(state, agent_id, held).keys() for state in states]
