@@ -187,9 +187,6 @@ class Checks:
     def sent(self, connection: Connection, message: pb.SubscribeResponse) -> None:
         """Look at what the controller tells an agent."""
         kind = message.WhichOneof("message")
-        if kind == "welcome":
-            connection.welcomed = message.welcome
-            self._world.count(f"mode {pb.SyncMode.Name(message.welcome.mode).removeprefix('SYNC_MODE_').lower()}")
         if kind == "update":
             self._sent_update(connection, message.update)
         elif kind == "sync_point":
@@ -264,8 +261,8 @@ class Checks:
         for agent_id in sorted(branch.touched(revision)):
             status = life.core.publisher.find_status(agent_id)
             known = self._world.fleet.lives_by_boot.get(status.boot_id) if status else None
-            if known is None and revision <= life.start_revision and not _guards(branch.latest, agent_id):
-                # Of a revision before its start the controller counts the agents that guard a server, and those that came.
+            if known is None and not self._is_remembered(life, revision) and not _guards(branch.latest, agent_id):
+                # Then the controller counts the agents that guard a server, and those that came.
                 self._world.count("in_force before the start")
             elif known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
@@ -277,6 +274,10 @@ class Checks:
                 )
             else:
                 self._check_not_rejected(known, branch, revision)
+
+    def _is_remembered(self, life: ControllerLife, revision: int) -> bool:
+        """Whether the controller can know what a revision touched: since its start, if its memory is not small."""
+        return revision > life.start_revision and "secgroups.controller.in_force" not in self._world.plan.small_limits
 
     def _has_it_all(self, life: AgentLife, branch: Branch, revision: int) -> bool:
         """Whether an agent enforces the state of a revision or of a later one though it was told of none: it did before."""
