@@ -261,9 +261,9 @@ class Checks:
         for agent_id in sorted(branch.touched(revision)):
             status = life.core.publisher.find_status(agent_id)
             known = self._world.fleet.lives_by_boot.get(status.boot_id) if status else None
-            if known is None and not self._is_remembered(life, revision) and not _guards(branch.latest, agent_id):
-                # Then the controller counts the agents that guard a server, and those that came.
-                self._world.count("in_force before the start")
+            if not _guards(branch.latest, agent_id) and not (status and status.connected):
+                # One that is away and guards nothing any more is waited for only as long as the controller remembers.
+                self._world.count("in_force without an agent that is gone")
             elif known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
             elif known.in_force.get(branch.number, -1) < revision and not self._has_it_all(known, branch, revision):
@@ -274,10 +274,6 @@ class Checks:
                 )
             else:
                 self._check_not_rejected(known, branch, revision)
-
-    def _is_remembered(self, life: ControllerLife, revision: int) -> bool:
-        """Whether the controller can know what a revision touched: since its start, if its memory is not small."""
-        return revision > life.start_revision and "secgroups.controller.in_force" not in self._world.plan.small_limits
 
     def _has_it_all(self, life: AgentLife, branch: Branch, revision: int) -> bool:
         """Whether an agent enforces the state of a revision or of a later one though it was told of none: it did before."""
