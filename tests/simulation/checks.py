@@ -187,9 +187,6 @@ class Checks:
     def sent(self, connection: Connection, message: pb.SubscribeResponse) -> None:
         """Look at what the controller tells an agent."""
         kind = message.WhichOneof("message")
-        if kind == "welcome":
-            connection.welcomed = message.welcome
-            self._world.count(f"mode {pb.SyncMode.Name(message.welcome.mode).removeprefix('SYNC_MODE_').lower()}")
         if kind == "update":
             self._sent_update(connection, message.update)
         elif kind == "sync_point":
@@ -206,7 +203,8 @@ class Checks:
         states = [branch.at(revision) for revision in range(first, update.revision + 1)]
         for server in update.servers:
             guards = any(server.server in state.servers and state.servers[server.server].agent_id == agent_id for state in states)
-            if not guards and server.server not in held:
+            # What it came with it may be given again: until its first acknowledgement the controller takes it to have that.
+            if not guards and server.server not in held | connection.came_with:
                 self._fail("span", f"{agent_id} is sent server {server.server}, which it is not to guard")
             held.add(server.server)
         spans = [spanned(state, agent_id, held).keys() for state in states]
@@ -263,9 +261,9 @@ class Checks:
         for agent_id in sorted(branch.touched(revision)):
             status = life.core.publisher.find_status(agent_id)
             known = self._world.fleet.lives_by_boot.get(status.boot_id) if status else None
-            if known is None and revision <= life.start_revision and not _guards(branch.latest, agent_id):
-                # Of a revision before its start the controller counts the agents that guard a server, and those that came.
-                self._world.count("in_force before the start")
+            if not _guards(branch.latest, agent_id) and not (status and status.connected):
+                # One that is away and guards nothing any more is waited for only as long as the controller remembers.
+                self._world.count("in_force without an agent that is gone")
             elif known is None:
                 self._fail("in_force", f"revision {revision} is said to be in force; {agent_id}, which it touches, never connected")
             elif known.in_force.get(branch.number, -1) < revision and not self._has_it_all(known, branch, revision):

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
+from collections import Counter
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
+# Ids and numbers.
+_PARTICULARS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\S+/\S+|\d+")
 # Logged only if a bug was survived.
 BUGS = frozenset({"commit_failed", "outcome_failed", "listener_failed"})
 
@@ -30,6 +34,8 @@ class LogEar:
     def __init__(self, shown: bool) -> None:
         self.counts: dict[str, int] = {}
         self.bugs: list[str] = []
+        # How streams began, and why no better.
+        self.reasons: Counter[str] = Counter()
         self._shown = shown
 
     def listen(self) -> None:
@@ -39,6 +45,8 @@ class LogEar:
     def _hear(self, logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         name = event["event"]
         self.counts[name] = self.counts.get(name, 0) + 1
+        if name == "agent_welcomed":
+            self.reasons[f"welcome {event['mode'].lower()} {_PARTICULARS.sub('N', event['reason'])}".strip()] += 1
         if name in BUGS:
             self.bugs.append(f"{name}: {event}")
         if self._shown:

@@ -122,7 +122,8 @@ class Network:
             if life.agent_id in self._world.plan.windows:
                 message.hello.window.messages, message.hello.window.bytes = self._world.plan.windows[life.agent_id]
             self._world.count("held back", int(message.hello.HasField("held_back")))
-            connection.held_servers = {held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER}
+            connection.came_with = frozenset(held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER)
+            connection.held_servers = set(connection.came_with)
         elif kind == "ack" and life.arriving is not None:
             # A receipt says nothing about what is in force; it is as before.
             receipt = message.ack.received_nonce and not message.ack.nonce

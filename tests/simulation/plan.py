@@ -44,6 +44,16 @@ MIX = {
     "move": 2,
     "readdress": 1,
 }
+# Bounds of the controller, by module, that are so large that no seed would meet them; some seeds make some of them small.
+SMALL_LIMITS = {
+    "secgroups.controller.store.sqlite": {"CHANGES_REVISIONS_MAX": 6},
+    "secgroups.controller.store.timelines": {"TIMELINES_MAX": 2},
+    "secgroups.controller.in_force": {"REVISIONS_MAX": 5},
+    "secgroups.controller.set_history": {"CHANGES_PER_SET_MAX": 2, "ADDRESSES_PER_SET_MAX": 3},
+    "secgroups.controller.channel": {"CHUNK_BYTES_MAX": 400, "CATCH_UP_MAX": 1},
+    "secgroups.controller.stream_objects": {"CACHE_BYTES_MAX": 500},
+    "secgroups.controller.services.stream_wire": {"READY_BYTES_MAX": 500},
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Plan:
     capacity: int
     # How often each kind of change is made beside the others.
     mix: dict[str, int]
+    # Modules whose bounds are small.
+    small_limits: tuple[str, ...] = ()
     # By agent: messages and bytes of the window that it asks for.
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)
     # By agent: the share of its servers that a snapshot may remove.
@@ -105,6 +117,7 @@ def plan_of(seed: int) -> Plan:
         capacity=random.choice((1, 4, 64)),
         # Some seeds do one thing much more often than the others.
         mix={name: weight * (20 if name == much else 1) for name, weight in MIX.items()},
+        small_limits=tuple(module for module in SMALL_LIMITS if random.random() < 0.2),
         windows=windows,
         max_removals={agent_id: random.choice((0.2, 0.5, 0.9)) for agent_id in agent_ids if random.random() < 0.2},
         old_agents=frozenset(agent_id for agent_id in agent_ids if random.random() < 0.15),

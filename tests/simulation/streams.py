@@ -134,7 +134,7 @@ class Connection:
         self.messages = 0
         self.reset_after: int | None = None
         # What was seen on it, for the checks.
-        self.welcomed: pb.Welcome | None = None
+        self.came_with: frozenset[str] = frozenset()
         self.held_servers: set[str] = set()
         self.step_from: int | None = None
         self._loop = loop

@@ -23,12 +23,21 @@ FAULTS = [
     *("controller_pause", "controller_kill", "controller_restart", "agent_kill", "agent_restart", "damage", "disk_full"),
     *("store_fails", "restore", "clock_jump"),
 ]
-MODES = ["snapshot", "difference", "resumed"]
+# How streams began, with why they did not begin better.
+BEGINNINGS = [
+    "resumed",
+    "difference what changed since revision N is not in memory",
+    "snapshot the agent holds nothing that it trusts",
+    "snapshot it is ahead of the store: at revision N of N",
+    "snapshot revision N of timeline N is not in the past of this store",
+    "snapshot the change log begins after revision N, it is at N",
+]
 OCCURRENCES = [
     *(f"fault {name}" for name in FAULTS),
-    *(f"mode {name}" for name in MODES),
+    *(f"welcome {beginning}" for beginning in BEGINNINGS),
     *(f"cache {how}" for how in ("torn", "flipped", "missing", "leftover")),
     *("controller killed", "controller stopped", "reset in flight", "start from cache", "store_failed", "change_in_doubt"),
+    *("disk full", "disk broken", "held back", "parts of a step", "preview counted", "preview not counted"),
     *("acknowledged", "in_force", "not_in_force", "patches", "removals", "rejections"),
     *(f"packet {reason}" for reason in ("new", "established", "revoked", "no_rule")),
     *(f"refused {code}" for code in ("ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "UNAVAILABLE")),

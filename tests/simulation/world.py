@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +19,7 @@ from controller_seat import ControllerSeat
 from entropy import LogEar, seed_everything
 from fleet import Fleet
 from network import Network
-from plan import WEIGHTS, Plan
+from plan import SMALL_LIMITS, WEIGHTS, Plan
 from streams import Connection
 from virtual_loop import StuckError, VirtualLoop
 
@@ -44,6 +46,20 @@ class FailedError(Exception):
     def __init__(self, check: str, message: str) -> None:
         super().__init__(f"{check}: {message}")
         self.check = check
+
+
+@contextmanager
+def _small_limits(modules: Iterable[str]) -> Iterator[None]:
+    """Make the bounds of some modules small for a while."""
+    bounds = [(import_module(module), name, most) for module in modules for name, most in SMALL_LIMITS[module].items()]
+    usual = [getattr(module, name) for module, name, _ in bounds]
+    for module, name, most in bounds:
+        setattr(module, name, most)
+    try:
+        yield
+    finally:
+        for (module, name, _), most in zip(bounds, usual, strict=True):
+            setattr(module, name, most)
 
 
 class World:
@@ -81,13 +97,15 @@ class World:
         seed_everything(self.plan.seed)
         self.ear.listen()
         try:
-            self.loop.run(self._main())
+            with _small_limits(self.plan.small_limits):
+                self.loop.run(self._main())
         except FailedError:
             pass
         except StuckError as error:
             self.fail("converge", str(error))
         finally:
             self._close()
+        self.counts.update(self.ear.reasons)
         for problem in (*self.loop.failures, *self.ear.bugs):
             self.fail("bug", problem)
         if self.failure is not None:

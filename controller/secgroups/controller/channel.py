@@ -137,7 +137,10 @@ class AgentChannel:
 
     def is_pending(self, key: ObjectKey) -> bool:
         """Whether the agent has not yet acknowledged the newest of an object."""
-        return key in self._dirty or any(key in step.keys for step in self._steps)
+        return key in self._dirty or self._is_under_way(key)
+
+    def _is_under_way(self, key: ObjectKey) -> bool:
+        return any(key in step.keys for step in self._steps)
 
     def mark(self, key: ObjectKey, since: Since) -> None:
         """Note that an object may differ from what the agent was sent."""
@@ -219,7 +222,7 @@ class AgentChannel:
     def _check_rejected(self, rejected: Rejected, field: str) -> None:
         if rejected.code == 0:
             raise InvalidError(f"{field}.code", "is OK, which rejects nothing")
-        if rejected.key not in self._held and all(rejected.key not in step.keys for step in self._steps):
+        if rejected.key not in self._held and not self._is_under_way(rejected.key):
             raise InvalidError(f"{field}.object", f"{rejected.key[0].word} {rejected.key[1]} was not sent on this stream")
 
     def _take_in_force(self, ack: Ack) -> None:
@@ -233,7 +236,8 @@ class AgentChannel:
                 self.hello = replace(self.hello, held={})
             rejected = {key: value for key, value in rejected.items() if key not in step.keys}
         rejected = rejected | {each.key: each for each in ack.rejected}
-        self.rejected = {key: value for key, value in rejected.items() if key in self._held}
+        # One that is to be removed counts until it is: the agent enforces its last good version meanwhile.
+        self.rejected = {key: value for key, value in rejected.items() if key in self._held or self._is_under_way(key)}
 
     # Steps.
 

@@ -142,6 +142,25 @@ def test_a_rejected_object_is_shown_not_sent_again_and_forgotten_when_a_newer_on
     assert world.lagging(revision) == {}
 
 
+def test_a_rejected_object_holds_its_revision_up_until_its_removal_is_in_force(world: World, agent: Agent) -> None:
+    group_id = web_of(agent)
+    world.do(ops.create_rules, group_id=group_id, specs=[allow(443)], bulk=False)
+    revision = world.revision
+    agent.send()
+    agent.cannot = {(Kind.GROUP, group_id)}
+    agent.apply()
+    # Before the agent is heard, the group leaves its span, and the removal is on its way.
+    for server in world.state.servers_of_agent("a"):
+        world.do(ops.delete_server, server_id=server.id)
+    agent.send()
+    agent.ack()
+    assert list(world.lagging(revision)) == ["a"]
+    agent.cannot = set()
+    agent.apply()
+    agent.ack()
+    assert world.lagging(revision) == {}
+
+
 def test_a_rejected_set_gets_its_next_version_whole(world: World, agent: Agent) -> None:
     (set_id,) = agent.replica.ruleset.sets
     peers = [group for group in world.state.groups("p") if group.id == set_id]
