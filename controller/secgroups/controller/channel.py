@@ -235,6 +235,9 @@ class AgentChannel:
                 self._begun, rejected = True, {}
                 self.hello = replace(self.hello, held={})
             rejected = {key: value for key, value in rejected.items() if key not in step.keys}
+        if not rejected and not ack.rejected:
+            self.rejected = {}
+            return
         rejected = rejected | {each.key: each for each in ack.rejected}
         # One that is to be removed counts until it is: the agent enforces its last good version meanwhile.
         self.rejected = {key: value for key, value in rejected.items() if key in self._held or self._is_under_way(key)}

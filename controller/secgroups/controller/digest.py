@@ -6,6 +6,7 @@ The sum modulo 2^128 of the first 16 bytes, taken big-endian, of SHA-256 of ``ki
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from secgroups.controller.stream_messages import ObjectKey
@@ -51,6 +52,8 @@ class HeldVersions:
         return (self._sum % _MODULUS).to_bytes(DIGEST_BYTES, "big")
 
 
+# A change for many agents asks for the same two terms on each of their streams.
+@lru_cache(maxsize=4_096)
 def _term(key: ObjectKey, version: int) -> int:
     kind, name = key
     return int.from_bytes(sha256(f"{kind.word}/{name}@{version}".encode()).digest()[:DIGEST_BYTES], "big")

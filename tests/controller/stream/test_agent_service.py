@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -72,9 +73,10 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """Serve; a test may give a heartbeat of its own."""
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False))
-    settings = StreamSettings(heartbeat_s=HEARTBEAT_S, hello_timeout_s=0.3)
+    settings = StreamSettings(heartbeat_s=getattr(request, "param", HEARTBEAT_S), hello_timeout_s=0.3)
     server = grpc.aio.server(interceptors=[ErrorsAndLog()])
     clocks = Clocks(time_of_day_ns=lambda: time.time_ns() + made.clock_ahead_ns)
     add_agents_to_server(Agents(core, settings, clocks), server)
@@ -163,6 +165,11 @@ def ack(**fields: object) -> pb.SubscribeRequest:
     return pb.SubscribeRequest(ack=pb.Ack(**fields))
 
 
+def said_at_length(size_bytes: int) -> pb.SubscribeRequest:
+    """Return what says nothing that is asked for, in so many bytes."""
+    return pb.SubscribeRequest(preview_result=pb.PreviewResult(message="x" * size_bytes))
+
+
 @pytest.mark.parametrize(
     ("expected", "reason", "messages"),
     [
@@ -206,6 +213,41 @@ async def test_what_this_controller_does_not_know_is_ignored(site: Site) -> None
     task.cancel()
 
 
+@pytest.mark.parametrize(
+    "message", [pb.SubscribeRequest(report=pb.Report(flows=1)), said_at_length(3 << 20)], ids=["many", "large"]
+)
+@pytest.mark.parametrize("site", [10.0], indirect=True)
+async def test_an_agent_that_floods_is_sent_away_and_harms_nobody(site: Site, message: pb.SubscribeRequest) -> None:
+    other = await living(site, "other")
+    client = Client(site)
+    await client.greet("a")
+
+    async def flood() -> None:
+        # A stream that has ended takes no more.
+        with suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            while True:
+                await client.call.write(message)
+
+    flooding = asyncio.create_task(flood())
+    while (heard := await client.hear()).WhichOneof("message") != "go_away":
+        pass
+    assert heard.go_away.reason == "it said more than 2,000 messages or 8 MiB in a second"
+    assert heard.go_away.reconnect_after.seconds > 0
+    await flooding
+    assert (await site.wait(await site.server("s2", "other", 2))).in_force
+    other.cancel()
+
+
+async def test_bytes_that_are_no_message_are_refused(site: Site) -> None:
+    async with grpc.aio.insecure_channel(site.address) as channel:
+        call = channel.stream_stream("/secgroups.v1.AgentService/Subscribe")(timeout=TIMEOUT_S)
+        await call.write(b"\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+    assert raised.value.code() is INVALID
+    assert raised.value.details() == "message: is no SubscribeRequest"
+
+
 async def test_an_agent_that_reports_but_acknowledges_nothing_is_sent_away(site: Site) -> None:
     await site.server("s1", "a", 1)
     client = Client(site)
@@ -221,7 +263,9 @@ async def test_an_agent_that_reports_but_acknowledges_nothing_is_sent_away(site:
     reporting.cancel()
     assert code is grpc.StatusCode.OK
     assert reason.startswith("nothing was acknowledged for")
-    agent = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent
+    # The agent hears of the end before the controller has noted it.
+    while (agent := (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent).connected:
+        await asyncio.sleep(0.005)
     assert dict(agent.report.verdicts) == {"REASON_NEW": 1}
     assert (agent.connected, agent.pending_revisions) == (False, 1)
 

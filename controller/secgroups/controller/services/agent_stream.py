@@ -167,7 +167,8 @@ class AgentStream:
             if not isinstance(said, bytes):
                 return
             if not self._count(channel, len(said)):
-                return
+                # Nothing more of it is read; the end of the stream ends this wait.
+                await self._loop.create_future()
             request = _parsed(said)
             match request.WhichOneof("message"):
                 case "ack":

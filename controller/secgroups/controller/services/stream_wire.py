@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 from google.protobuf.message import Message
 
@@ -100,20 +101,20 @@ class Wire:
                 raise AssertionError("an update is put together from parts")
 
     def _update(self, update: Update) -> bytes:
-        head = pb.Update(
-            nonce=update.nonce,
-            revision=update.revision,
-            more=update.more,
-            removed_servers=update.removed_servers,
-            removed_groups=update.removed_groups,
-            removed_sets=update.removed_sets,
-        )
+        parts = [_NONCE_TAG, _varint(update.nonce), _REVISION_TAG, _varint(update.revision)]
+        if update.more:
+            parts.append(_MORE)
         if update.oldest_commit_us:
-            seconds, micros = divmod(update.oldest_commit_us, 1_000_000)
-            head.oldest_commit_time.seconds, head.oldest_commit_time.nanos = seconds, micros * 1000
-        parts = [head.SerializeToString()]
+            parts.append(_commit_time(update.oldest_commit_us))
         for objects in (update.sets, update.set_patches, update.groups, update.servers):
             parts += [self._object(value) for value in objects]
+        if update.removed_servers or update.removed_groups or update.removed_sets:
+            removals = pb.Update(
+                removed_servers=update.removed_servers,
+                removed_groups=update.removed_groups,
+                removed_sets=update.removed_sets,
+            )
+            parts.append(removals.SerializeToString())
         return b"".join(parts)
 
     def _object(self, value: StreamObject | AddressSetPatch) -> bytes:
@@ -137,7 +138,17 @@ class Wire:
         return made
 
 
+@lru_cache(maxsize=64)
+def _commit_time(commit_us: int) -> bytes:
+    """Return the field of an update that tells when its oldest change was committed: the same for all agents that it touches."""
+    head = pb.Update()
+    head.oldest_commit_time.FromMicroseconds(commit_us)
+    return head.SerializeToString()
+
+
 def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _BYTES[value]
     made = bytearray()
     while value > 0x7F:
         made.append(value & 0x7F | 0x80)
@@ -146,12 +157,20 @@ def _varint(value: int) -> bytes:
     return bytes(made)
 
 
-def _tag(message: type[Message], field: str) -> bytes:
-    """Return what stands before a field that holds a message: its number, and that a length follows."""
-    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+# How the value of a field is written: as a varint, or as its length and its bytes.
+_VARINT, _LENGTH = 0, 2
+_BYTES = tuple(bytes([value]) for value in range(0x80))
+
+
+def _tag(message: type[Message], field: str, written: int = _LENGTH) -> bytes:
+    """Return what stands before the value of a field."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | written)
 
 
 _UPDATE_TAG = _tag(pb.SubscribeResponse, "update")
+_NONCE_TAG = _tag(pb.Update, "nonce", _VARINT)
+_REVISION_TAG = _tag(pb.Update, "revision", _VARINT)
+_MORE = _tag(pb.Update, "more", _VARINT) + b"\x01"
 _TAGS: dict[type[StreamObject | AddressSetPatch], bytes] = {
     AddressSet: _tag(pb.Update, "sets"),
     AddressSetPatch: _tag(pb.Update, "set_patches"),
@@ -218,6 +237,13 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
 
 def ack_of(message: pb.Ack) -> Ack:
     """Return an acknowledgement. InvalidError if it names what is no object."""
+    if not message.rejected:
+        return Ack(
+            nonce=message.nonce,
+            applied_revision=message.applied_revision,
+            apply_us=message.apply_micros,
+            received_nonce=message.received_nonce,
+        )
     if len(message.rejected) > REJECTED_MAX:
         raise InvalidError("ack.rejected", f"has {len(message.rejected)} objects, the most allowed is {REJECTED_MAX}")
     rejected = tuple(
