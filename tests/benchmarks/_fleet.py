@@ -86,7 +86,7 @@ class Agent:
 
     def _again(self, wait_s: float) -> None:
         self.synced = False
-        bound_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2**self._failures)
+        bound_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 1.25**self._failures)
         self._failures += 1
         delay_s = wait_s + random.uniform(0, bound_s)
         asyncio.get_running_loop().call_later(delay_s, lambda: self.fleet.start(self.dial()))

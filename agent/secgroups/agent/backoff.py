@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# 2^16 times any first wait is beyond every cap.
-_ATTEMPTS_COUNTED_MAX = 16
+# With full jitter each bound is then about half of the time since the first failure: an outage of a second is over within seconds on
+# every agent, and one of a minute does not have them ask all the time.
+_GROWTH = 1.25
+# So many times grown, any first wait is beyond every cap.
+_ATTEMPTS_COUNTED_MAX = 80
 
 
 class Backoff:
-    """Full jitter: a random time up to a bound that doubles with each failure, from ``first_s`` to ``most_s``.
+    """Full jitter: a random time up to a bound that grows by a quarter with each failure, from ``first_s`` to ``most_s``.
 
     ``draw(low, high)`` gives a random number between its arguments.
     """
@@ -22,7 +25,7 @@ class Backoff:
 
     def next_wait_s(self) -> float:
         """Return how long to wait after one more failure."""
-        bound_s = min(self._most_s, self._first_s * 2**self._failures)
+        bound_s = min(self._most_s, self._first_s * _GROWTH**self._failures)
         self._failures = min(self._failures + 1, _ATTEMPTS_COUNTED_MAX)
         return self._draw(0, bound_s)
 
