@@ -128,7 +128,7 @@ def open_table(config: AgentConfig, state: CachedState | None) -> CompiledTable 
     table = CompiledTable(config.engine_settings(), time.monotonic_ns(), Path(config.flow_table))
     if table.refused:
         log.error("flow_table_refused", agent_id=config.agent_id, file=config.flow_table, reason=table.refused)
-    same = state is not None and table.inherit(state.ruleset, mark_of(state.store_epoch, held_in(state.ruleset)))
+    same = state is not None and table.inherit(state.ruleset, mark_of(state.store_epoch, state.timeline_id, held_in(state.ruleset)))
     log.info(
         "flow_table_opened",
         agent_id=config.agent_id,

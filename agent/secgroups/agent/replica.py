@@ -142,7 +142,7 @@ class Replica:
         self._held = held_in(ruleset)
         self.store_epoch, self.timeline_id = store_epoch, timeline_id
         self.revision, self.from_cache = ruleset.revision, True
-        self._firewall.mark(mark_of(store_epoch, self._held))
+        self._firewall.mark(mark_of(store_epoch, timeline_id, self._held))
 
     def distrust(self) -> None:
         """Ask for a full state at the next welcome. What is in force stays until that has come whole."""
@@ -286,7 +286,7 @@ class Replica:
         self._reach(revision)
         if snapshot_epoch is not None:
             self.store_epoch, self._trusted = snapshot_epoch, True
-        self._firewall.mark(mark_of(self.store_epoch, self._held))
+        self._firewall.mark(mark_of(self.store_epoch, self.timeline_id, self._held))
         return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
 
     def _ruleset_update(self, step: _Step, revision: int) -> RulesetUpdate:
@@ -315,9 +315,9 @@ class Replica:
         )
 
 
-def mark_of(store_epoch: str, held: HeldVersions) -> bytes:
-    """Return 32 bytes that stand for a state of a store."""
-    return sha256(f"{store_epoch} {held.digest!r}".encode()).digest()
+def mark_of(store_epoch: str, timeline_id: str, held: HeldVersions) -> bytes:
+    """Return 32 bytes that stand for a state of a store: versions alone are the same in copies of it that went different ways."""
+    return sha256(f"{store_epoch} {timeline_id} {held.digest!r}".encode()).digest()
 
 
 def held_in(ruleset: Ruleset) -> HeldVersions:

@@ -145,7 +145,10 @@ class AgentChannel:
     def mark(self, key: ObjectKey, since: Since) -> None:
         """Note that an object may differ from what the agent was sent."""
         self._dirty_since = min(self._dirty_since, since.revision) if self._dirty else since.revision
-        self._dirty.setdefault(key, since)
+        # The oldest change counts, which is not always the first to be marked: old agents let go at the revision of a move.
+        held = self._dirty.setdefault(key, since)
+        if since.revision < held.revision:
+            self._dirty[key] = since
 
     def wake(self) -> None:
         """Say that there may be something to send."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stream_world import Agent, SyncPoint, Update, World, allow, members, mentioned, ops
+from stream_world import Agent, Kind, SyncPoint, Update, World, allow, members, mentioned, ops
 
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.model import Group
+from secgroups.controller.resume import Since
 from secgroups.controller.stream_messages import Ack
 from secgroups.controller.window import BYTES_MAX, MESSAGES_MAX, Window
 from secgroups.v1 import agent_service_pb2 as pb
@@ -181,6 +182,25 @@ def test_revisions_within_a_step_that_goes_on_are_not_in_force(world: World) -> 
     site.agent.pump()
     assert site.agent.channel.pending_since is None
     assert world.lagging() == {}
+
+
+def test_the_oldest_change_of_an_object_counts_whenever_it_was_marked(world: World) -> None:
+    site = Site(world, 1, 0)
+    site.agent.pump()
+    for group in site.groups:
+        site.change(group)
+    first = world.revision - GROUPS + 1
+    site.agent.send()
+    channel, last = site.agent.channel, (Kind.GROUP, site.groups[-1].id)
+    for revision in (first + 1, first - 3, first):
+        channel.mark(last, Since(revision, 1))
+    assert channel.pending_since == first - 3
+    while channel.pending_since is not None:
+        assert channel.pending_since == first - 3
+        site.agent.apply()
+        site.agent.ack()
+        site.agent.send()
+    assert site.is_right()
 
 
 def test_a_step_whose_rest_came_to_nothing_is_ended_all_the_same(world: World) -> None:
