@@ -69,7 +69,6 @@ class Connection:
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 # Else a second attempt within a second fails without having tried.
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )

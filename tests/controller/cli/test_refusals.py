@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,14 @@ def test_nobody_at_the_address_is_said_with_the_address_and_the_cause() -> None:
     with Client("unix:/nonexistent/socket", "p", 1.0, pause=lambda _: None) as client, pytest.raises(UnreachableError) as refused:
         client.call(client.groups.GetGroup, groups.GetGroupRequest())
     assert refused.value.message.startswith("controller unix:/nonexistent/socket can't be reached: ")
+
+
+def test_somebody_at_the_address_who_is_busy_is_waited_for_as_long_as_for_an_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        with Client(address, "p", 0.5, pause=lambda _: None) as client, pytest.raises(CallError) as refused:
+            client.call(client.groups.GetGroup, groups.GetGroupRequest())
+    assert refused.value.message == f"controller {address} did not answer within 0.5 s"
 
 
 def test_a_call_that_the_server_does_not_know_is_said_so(world: World) -> None:
