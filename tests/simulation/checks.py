@@ -144,6 +144,7 @@ class Checks:
         if life.branches == [branch]:
             for name in life.servers - servers:
                 self._check_let_go(life, branch, revision, name)
+                self.had[branch.number, life.agent_id, name] = revision - 1
         life.branches = [branch]
         life.servers = servers
         state = branch.at(revision)
