@@ -154,6 +154,12 @@ class Checks:
             if ("server", name) not in life.rejected:
                 self.had[branch.number, life.agent_id, name] = revision
 
+    def gone(self, life: AgentLife) -> None:
+        """An agent is gone: until now it enforced what it had."""
+        for branch in life.branches if len(life.branches) == 1 else ():
+            for name in life.servers:
+                self.had[branch.number, life.agent_id, name] = branch.latest.revision
+
     # span
 
     def _check_let_go(self, life: AgentLife, branch: Branch, revision: int, name: str) -> None:
