@@ -82,7 +82,7 @@ class Client:
                 if refusal.code == "UNAVAILABLE" and repeatable:
                     await asyncio.sleep(0.2 + self._random.random() * 0.3)
                     continue
-                self._world.checks.refused(method, request, refusal, in_doubt=in_doubt)
+                self._world.promises.refused(method, request, refusal, in_doubt=in_doubt)
                 raise
             except LostError as lost:
                 in_doubt = in_doubt or lost.reached
@@ -90,7 +90,7 @@ class Client:
                     raise
                 await asyncio.sleep(0.2 + self._random.random() * 0.3)
             else:
-                self._world.checks.acknowledged(branch, method, request, response)
+                self._world.promises.acknowledged(branch, method, request, response)
                 return response
         raise LostError(reached=True)
 

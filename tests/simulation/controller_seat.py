@@ -89,7 +89,7 @@ class ControllerSeat:
     def answered(self, life: ControllerLife, method: str, request: Any, response: Any) -> None:
         """A call has been answered, in this moment."""
         if method == "WaitForRevision" and response.in_force:
-            self._world.checks.said_in_force(life, request.revision)
+            self._world.promises.said_in_force(life, request.revision)
 
     def kill(self, life: ControllerLife, restart_s: float) -> None:
         """Kill the controller; start it again later."""

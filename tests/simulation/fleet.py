@@ -60,6 +60,7 @@ class Fleet:
     def _agent_gone(self, life: AgentLife) -> None:
         life.host.life = None
         life.end()
+        self._world.checks.gone(life)
         self._world.network.agent_gone(life)
 
     def stop(self, life: AgentLife, restart_s: float) -> bool:

@@ -20,7 +20,9 @@ from entropy import LogEar, seed_everything
 from fleet import Fleet
 from network import Network
 from plan import SMALL_LIMITS, WEIGHTS, Plan
+from promises import Promises
 from streams import Connection
+from traffic import Traffic
 from virtual_loop import StuckError, VirtualLoop
 
 from secgroups.v1 import agent_service_pb2 as pb
@@ -80,6 +82,8 @@ class World:
         self.fleet = Fleet(self)
         self.network = Network(self)
         self.checks = Checks(self)
+        self.traffic = Traffic(self)
+        self.promises = Promises(self)
         # No new faults any more.
         self.peace = False
         self.failure: FailedError | None = None
