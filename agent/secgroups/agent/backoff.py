@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# With full jitter each bound is then about half of the time since the first failure: an outage of a second is over within seconds on
-# every agent, and one of a minute does not have them ask all the time.
+# With full jitter each bound is then about half of the time since the first failure: an outage of a second is over within seconds
+# on every agent, and one of a minute does not have them ask all the time.
 _GROWTH = 1.25
 # So many times grown, any first wait is beyond every cap.
 _ATTEMPTS_COUNTED_MAX = 80
