@@ -48,9 +48,7 @@ class Traffic:
             found = life.decide(flow.packet(TcpFlags.ACK)).reason
             self._world.count(f"packet {found.name.lower()}")
             if found is not expected:
-                self._fail(
-                    "flows", f"{life.process.name}: {opening} is {found.name}, should be {expected.name} at {state.revision}"
-                )
+                self._fail(f"{life.process.name}: {opening} is {found.name}, should be {expected.name} at {state.revision}")
         self._try_new(life, state)
 
     def _try_new(self, life: AgentLife, state: State) -> None:
@@ -65,9 +63,7 @@ class Traffic:
             found = life.explained(flow.packet(TcpFlags.SYN))
             self._world.count(f"packet {found.name.lower()}")
             if found is not expected:
-                self._fail(
-                    "flows", f"{life.process.name}: {opening} is {found.name}, should be {expected.name} at {state.revision}"
-                )
+                self._fail(f"{life.process.name}: {opening} is {found.name}, should be {expected.name} at {state.revision}")
             elif found is Reason.NEW and not life.open(flow):
                 self._fail(f"{life.process.name}: {opening} was to be NEW and is not")
 
