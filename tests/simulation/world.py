@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ class World:
             pass
         except StuckError as error:
             self.fail("converge", str(error))
+        except Exception:
+            self.fail("bug", traceback.format_exc())
         finally:
             self._close()
         self.counts.update(self.ear.reasons)
