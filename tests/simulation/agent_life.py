@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,13 +242,3 @@ class AgentLife:
     def explained(self, packet: Packet) -> Reason:
         """Return the verdict that a packet would get, without sending it."""
         return self.firewall.explain(packet, self.now_ns()).verdict.reason
-
-
-def remove(path: Path) -> None:
-    """Remove a folder of files and links."""
-    for file in path.iterdir():
-        if file.is_dir() and not file.is_symlink():
-            remove(file)
-        else:
-            os.unlink(file)
-    path.rmdir()

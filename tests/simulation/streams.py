@@ -139,10 +139,6 @@ class Connection:
         self.step_from: int | None = None
         self._loop = loop
 
-    @property
-    def is_open(self) -> bool:
-        return not (self.up.broken and self.down.broken)
-
     def reset(self, agent_delay_s: float = 0.0, controller_delay_s: float = 0.0) -> None:
         """Lose the connection; each end finds out after its delay."""
         self._loop.later(agent_delay_s, self.end_at_agent)
@@ -186,15 +182,6 @@ class ServerContext:
             except ConnectionError:
                 # As for grpc.aio: a batch on a call that is gone fails.
                 raise grpc.aio.InternalError("the connection is lost") from None
-
-    def peer(self) -> str:
-        return f"sim:{self._connection.number}"
-
-    def cancelled(self) -> bool:
-        return self._connection.up.broken
-
-    def done(self) -> bool:
-        return self._connection.up.broken
 
 
 class ClientCall:
@@ -284,12 +271,6 @@ class ClientCall:
             connection.down.break_off()
             self._agent.world.network.hung_up(connection)
         return True
-
-    def cancelled(self) -> bool:
-        return self._cancelled
-
-    def done(self) -> bool:
-        return self._cancelled or self._ended is not None
 
 
 class Dialling:

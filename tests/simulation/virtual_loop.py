@@ -174,6 +174,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process.alive = False
         self._queues.pop(process, None)
 
+    def timers(self, process: Process) -> int:
+        """Return how many timers a process has set."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        return sum(_process_of(handle) is process and not handle.cancelled() for handle in scheduled)
+
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Nothing: it is dropped when its time comes."""
 

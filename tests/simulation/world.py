@@ -35,7 +35,7 @@ EPOCH_NS = 1_800_000_000_000_000_000
 PEACE_S_MAX = 150.0
 # A verification that is under way counts as pending: so often is it looked whether one is left over.
 LOOKS_MAX = 5
-# Tasks of a controller besides its streams, of a stream, and of an agent.
+# Tasks of a controller besides its streams, of a stream, and of an agent; and as many timers.
 TASKS_CONTROLLER_MAX = 4
 TASKS_STREAM_MAX = 4
 TASKS_AGENT_MAX = 8
@@ -255,6 +255,8 @@ class World:
         for process, most in bounds:
             if len(process.live_tasks) > most:
                 self.fail("bounds", f"{process.name} has {len(process.live_tasks)} tasks, the most allowed is {most}")
+            if self.loop.timers(process) > most:
+                self.fail("bounds", f"{process.name} has {self.loop.timers(process)} timers, the most allowed is {most}")
 
     def _close(self) -> None:
         for host in self.fleet.hosts:
