@@ -18,6 +18,8 @@ from pathlib import Path
 
 # The order of sets is part of a run.
 HASH_SEED = "0"
+# How often a long run says how far it is.
+PROGRESS_EVERY = 500
 
 if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": HASH_SEED})
@@ -95,6 +97,8 @@ def main() -> int:
         if answer["failed"]:
             failures += 1
             print(f"seed {seed} FAILED: {answer['failed']}", flush=True)
+        if (seed - seeds.start + 1) % PROGRESS_EVERY == 0:
+            print(f"{seed - seeds.start + 1} of {len(seeds)} seeds, {failures} failed", file=sys.stderr, flush=True)
     for name, count in sorted(counts.items()):
         print(f"{count:9} {name}")
     took_s = time.perf_counter() - began_s
