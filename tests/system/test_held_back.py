@@ -81,6 +81,8 @@ def test_what_is_in_force_stays_it_is_said_once_and_a_repaired_controller_is_tak
     told = site.stats("a1").held_back
     assert (told.servers_removed, told.servers_held, told.max_removal) == (servers, servers, 0.5)
     assert site.stats("a1").applied_revision == revision
+    shown = site.agent("a1").held_back
+    assert (shown.servers_removed, shown.servers_held, shown.max_removal) == (servers, servers, 0.5)
 
     # A kill does not let it pass either: what is in the cache counts as in force.
     site.stack.agents["a1"].kill()
@@ -94,6 +96,7 @@ def test_what_is_in_force_stays_it_is_said_once_and_a_repaired_controller_is_tak
     assert site.wait_in_force().in_force
     assert verdicts(site) == ("NEW", "NEW")
     assert not site.stats("a1").HasField("held_back")
+    assert not site.agent("a1").HasField("held_back")
     assert site.logged("a1", "snapshot_no_longer_held_back")
 
 

@@ -99,19 +99,42 @@ def agents() -> Kind[pb.Agent]:
         Column[pb.Agent]("connected", lambda agent: "yes" if agent.connected else "no"),
         Column[pb.Agent]("applied", lambda agent: str(agent.applied_revision)),
         Column[pb.Agent]("pending", lambda agent: str(agent.pending_revisions)),
+        Column[pb.Agent]("lag", lambda agent: _duration_text(agent.lag) if agent.HasField("lag") else ""),
         Column[pb.Agent]("servers", lambda agent: str(agent.server_count)),
         Column[pb.Agent](
             "heard", lambda agent: f"{_duration_text(agent.staleness)} ago" if agent.HasField("staleness") else "never"
         ),
         Column[pb.Agent]("rejected", lambda agent: str(len(agent.rejected))),
+        Column[pb.Agent]("held_back", _held_back_text),
         Column[pb.Agent]("host", lambda agent: agent.host, wide=True),
         Column[pb.Agent]("version", lambda agent: agent.version, wide=True),
         Column[pb.Agent]("connected_since", lambda agent: time_text(agent.connected_since), wide=True),
         Column[pb.Agent]("flows", lambda agent: str(agent.report.flows) if agent.HasField("report") else "", wide=True),
         Column[pb.Agent]("denies", lambda agent: str(agent.report.denies) if agent.HasField("report") else "", wide=True),
+        Column[pb.Agent]("in_force_p50", lambda agent: _delay_text(agent, 0.50), wide=True),
+        Column[pb.Agent]("in_force_p99", lambda agent: _delay_text(agent, 0.99), wide=True),
         Column[pb.Agent]("boot_id", lambda agent: agent.boot_id, wide=True),
     ]
     return Kind(columns=columns, name=lambda agent: agent.id, data=data_of)
+
+
+def _held_back_text(agent: pb.Agent) -> str:
+    if not agent.HasField("held_back"):
+        return ""
+    return f"{agent.held_back.servers_removed} of {agent.held_back.servers_held} servers"
+
+
+def _delay_text(agent: pb.Agent, share: float) -> str:
+    """Return the bound that a share of an agent's changes were in force within, empty if there were none."""
+    delays = agent.report.commit_to_in_force
+    total, seen = sum(delays.counts), 0
+    if not total or len(delays.counts) != len(delays.upper_bounds_micros) + 1:
+        return ""
+    for bound_us, count in zip(delays.upper_bounds_micros, delays.counts, strict=False):
+        seen += count
+        if seen >= share * total:
+            return f"<= {bound_us / 1e3:g} ms"
+    return f"> {delays.upper_bounds_micros[-1] / 1e3:g} ms"
 
 
 def flows() -> Kind[pb.Flow]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from secgroups.controller.channel import AgentChannel
-from secgroups.controller.stream_messages import Hello, ObjectKey, Rejected, Report
+from secgroups.controller.obstacles import Obstacle
+from secgroups.controller.stream_messages import HeldBack, Hello, ObjectKey, Rejected, Report
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +26,14 @@ class AgentRecord:
     connected_us: int = 0
     rejected: Mapping[ObjectKey, Rejected] = field(default_factory=dict)
     report: Report | None = None
+    held_back: HeldBack | None = None
+
+    def progress(self, channel: AgentChannel) -> None:
+        """Note what the agent has in force now. What it held back is forgotten with the first step that it takes."""
+        self.applied_revision = channel.applied_revision
+        self.rejected = channel.rejected
+        if channel.has_begun:
+            self.held_back = None
 
     def miss(self, revision: int) -> None:
         """Note that a revision touched it while it was away."""
@@ -38,7 +47,10 @@ class AgentRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
-    """What is known of an agent at one moment. ``boot_id`` is empty and the times are None if it has not connected."""
+    """What is known of an agent at one moment. ``boot_id`` is empty and the times are None if it has not connected.
+
+    ``lag_since_us`` is when the oldest change was committed that is not in force on it; None if none is, or it is not known.
+    """
 
     agent_id: str
     connected: bool
@@ -53,16 +65,37 @@ class AgentStatus:
     rejected: tuple[Rejected, ...] = ()
     server_count: int = 0
     report: Report | None = None
+    held_back: HeldBack | None = None
+    lag_since_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lag:
-    """An agent that does not have a revision in force, and why."""
+    """An agent that does not have a revision in force, and what stands against that."""
 
     agent_id: str
     connected: bool
     applied_revision: int
-    reason: str
+    obstacle: Obstacle
+
+    @property
+    def reason(self) -> str:
+        return self.obstacle.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """How many agents there are that guard a server or are connected, and how many of them are what.
+
+    ``oldest_lag_since_us`` is when the oldest change was committed that one of them does not have in force; None if there is none.
+    """
+
+    known: int = 0
+    connected: int = 0
+    lagging: int = 0
+    rejecting: int = 0
+    holding_back: int = 0
+    oldest_lag_since_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,11 @@ class AgentChannel:
         return self.hello.agent_id
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the first step of the stream is in force."""
+        return self._begun
+
+    @property
     def pending_since(self) -> int | None:
         """The oldest revision that touched this agent and is not in force on it; None if it is up to date."""
         if not self._welcomed:

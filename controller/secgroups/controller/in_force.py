@@ -1,60 +1,103 @@
-"""Which agents a revision touched, and which of them do not have it in force yet.
+"""Which agents a revision touched, and how many of them do not have it in force yet.
 
 Bounded: of the latest revisions only. What is forgotten, or was before the controller started, is answered on the safe side by
-whoever asks here.
+whoever asks here. Noting a revision, and that an agent has it, costs one entry in the agent's own queue, which ascends: what an
+agent acknowledges, and what is forgotten, is always at its beginning.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from secgroups.controller.delays import Delays
 from secgroups.controller.stream_messages import ObjectKey
 
 REVISIONS_MAX = 4_096
-# Of all revisions together: a touched agent and a marked object count one each.
-ENTRIES_MAX = 262_144
+# Of all revisions together. A touched agent costs its place in a queue, and in a set unless the set is one that is shared.
+BYTES_MAX = 64 << 20
+_PLACE_BYTES = 8
+_MEMBER_BYTES = 64
+# Most changes touch the same agents as one of these many before it, and share the set of them.
+SETS_SHARED_MAX = 64
+# Queues of agents that are looked through, at least, before the next time; agents come and go by name.
+SWEEP_MIN = 1_024
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Touched:
-    """What one revision touched. ``in_force_us`` is when the last of its agents said so, None until then."""
+    """What one revision touched. ``waiting`` of its agents do not have it in force.
+
+    ``in_force_us`` is when the last of them said so; None until then, and if the last of them left in place of saying so.
+    """
 
     revision: int
     commit_us: int
     agent_ids: frozenset[str]
     keys: frozenset[ObjectKey]
-    waiting: set[str]
+    waiting: int
+    size_bytes: int
     in_force_us: int | None = None
+    watchers: dict[Callable[[], None], None] | None = None
 
-    @property
-    def entries(self) -> int:
-        return len(self.agent_ids) + len(self.keys)
+
+@dataclass(slots=True)
+class _Behind:
+    """What an agent does not have in force, ascending; and what of that was forgotten: how many, the last, when the first was."""
+
+    waiting: deque[Touched] = field(default_factory=deque)
+    forgotten: int = 0
+    forgotten_until: int = 0
+    forgotten_commit_us: int = 0
+
+    def forget(self, touched: Touched) -> None:
+        if self.waiting and self.waiting[0] is touched:
+            self.waiting.popleft()
+            if not self.forgotten:
+                self.forgotten_commit_us = touched.commit_us
+            self.forgotten += 1
+            self.forgotten_until = touched.revision
 
 
 class RevisionLog:
-    """The latest revisions that touched an agent."""
+    """The latest revisions that touched an agent. ``delays`` has one entry for each: from its commit until it was in force."""
 
-    def __init__(self, start_revision: int) -> None:
-        """Know nothing of ``start_revision`` and before."""
+    def __init__(self, start_revision: int, is_known: Callable[[str], bool]) -> None:
+        """Know nothing of ``start_revision`` and before. What is forgotten is counted for agents that ``is_known``."""
+        self.delays = Delays()
+        self._is_known = is_known
         self._touched: OrderedDict[int, Touched] = OrderedDict()
-        self._entries = 0
+        self._bytes = 0
         self._unknown_until = start_revision
-        # By agent, ascending: the revisions that it does not have in force.
-        self._waiting: dict[str, list[int]] = {}
+        self._behind: dict[str, _Behind] = {}
+        self._sweep_at = SWEEP_MIN
+        self._shared: OrderedDict[frozenset[str], frozenset[str]] = OrderedDict()
 
     def add(self, revision: int, commit_us: int, agent_ids: Collection[str], keys: Collection[ObjectKey]) -> None:
         """Note a revision that touched ``agent_ids`` (at least one) by marking ``keys``."""
-        agents = frozenset(agent_ids)
-        touched = Touched(revision=revision, commit_us=commit_us, agent_ids=agents, keys=frozenset(keys), waiting=set(agents))
+        own = frozenset(agent_ids)
+        agents = self._share(own)
+        touched = Touched(
+            revision=revision,
+            commit_us=commit_us,
+            agent_ids=agents,
+            keys=frozenset(keys),
+            waiting=len(agents),
+            size_bytes=_PLACE_BYTES * len(agents) + _MEMBER_BYTES * (len(keys) + (len(agents) if agents is own else 0)),
+        )
         self._touched[revision] = touched
-        self._entries += touched.entries
+        self._bytes += touched.size_bytes
+        behind = self._behind
         for agent_id in agents:
-            self._waiting.setdefault(agent_id, []).append(revision)
-        while len(self._touched) > REVISIONS_MAX or (self._entries > ENTRIES_MAX and len(self._touched) > 1):
+            held = behind.get(agent_id)
+            if held is None:
+                held = behind[agent_id] = _Behind()
+            held.waiting.append(touched)
+        while len(self._touched) > REVISIONS_MAX or (self._bytes > BYTES_MAX and len(self._touched) > 1):
             self._forget_oldest()
+        if len(behind) > self._sweep_at:
+            self._sweep()
 
     def knows(self, revision: int) -> bool:
         """Whether it is known what a revision touched."""
@@ -72,32 +115,93 @@ class RevisionLog:
             yield self._touched[later]
 
     def waiting(self, agent_id: str) -> int:
-        """Return how many known revisions are not in force on an agent."""
-        return len(self._waiting.get(agent_id, ()))
+        """Return how many revisions since the start are not in force on an agent."""
+        behind = self._behind.get(agent_id)
+        return len(behind.waiting) + behind.forgotten if behind else 0
 
-    def settle(self, agent_id: str, until: int, is_blocked: Callable[[Touched], bool], now_us: int) -> None:
-        """Note that an agent has in force what touched it up to and with ``until``, but for what ``is_blocked``."""
-        revisions = self._waiting.get(agent_id, [])
-        end = bisect_right(revisions, until)
+    def find_oldest_commit_us(self, agent_id: str) -> int | None:
+        """Return when the oldest revision since the start was committed that is not in force on an agent; None if all are."""
+        behind = self._behind.get(agent_id)
+        if behind is None:
+            return None
+        return behind.forgotten_commit_us if behind.forgotten else behind.waiting[0].commit_us
+
+    def settle(self, agent_id: str, until: int, is_blocked: Callable[[Touched], bool] | None, now_us: int) -> None:
+        """Note that an agent has in force what touched it up to and with ``until``, but for what ``is_blocked``, if anything is."""
+        behind = self._behind.get(agent_id)
+        if behind is None:
+            return
+        waiting = behind.waiting
         blocked = []
-        for revision in revisions[:end]:
-            touched = self._touched[revision]
-            if is_blocked(touched):
-                blocked.append(revision)
-                continue
-            touched.waiting.discard(agent_id)
-            if not touched.waiting:
-                touched.in_force_us = now_us
-        revisions[:end] = blocked
-        if not revisions:
-            self._waiting.pop(agent_id, None)
+        while waiting and waiting[0].revision <= until:
+            touched = waiting.popleft()
+            if is_blocked is not None and is_blocked(touched):
+                blocked.append(touched)
+            else:
+                self._take_off(touched, now_us)
+        waiting.extendleft(reversed(blocked))
+        # What is blocked of that which was forgotten is not known; as long as something may be, all of it counts.
+        if is_blocked is None and behind.forgotten_until <= until:
+            behind.forgotten = 0
+        if not waiting and not behind.forgotten:
+            del self._behind[agent_id]
+
+    def release(self, agent_id: str, counts: Callable[[Touched], bool]) -> None:
+        """Wait for an agent that is gone no more, but for what still ``counts``."""
+        behind = self._behind.get(agent_id)
+        if behind is None:
+            return
+        kept = []
+        for touched in behind.waiting:
+            if counts(touched):
+                kept.append(touched)
+            else:
+                self._take_off(touched, None)
+        behind.waiting = deque(kept)
+        if not kept and not behind.forgotten:
+            del self._behind[agent_id]
+
+    def watch(self, touched: Touched, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call ``watcher`` once when nobody is waited for, or ``touched`` is forgotten; return what ends that."""
+        watchers = touched.watchers = touched.watchers or {}
+        watchers[watcher] = None
+        return lambda: watchers.pop(watcher, None)
+
+    def _take_off(self, touched: Touched, now_us: int | None) -> None:
+        touched.waiting -= 1
+        if touched.waiting:
+            return
+        if now_us is not None:
+            touched.in_force_us = now_us
+            self.delays.add(now_us - touched.commit_us)
+        _tell(touched)
+
+    def _share(self, agent_ids: frozenset[str]) -> frozenset[str]:
+        shared = self._shared.setdefault(agent_ids, agent_ids)
+        self._shared.move_to_end(shared)
+        if len(self._shared) > SETS_SHARED_MAX:
+            self._shared.popitem(last=False)
+        return shared
 
     def _forget_oldest(self) -> None:
         revision, touched = self._touched.popitem(last=False)
-        self._entries -= touched.entries
+        self._bytes -= touched.size_bytes
         self._unknown_until = revision
-        for agent_id in touched.waiting:
-            held = self._waiting[agent_id]
-            held.remove(revision)
-            if not held:
-                del self._waiting[agent_id]
+        for agent_id in touched.agent_ids if touched.waiting else ():
+            behind = self._behind.get(agent_id)
+            if behind is not None:
+                behind.forget(touched)
+        _tell(touched)
+
+    def _sweep(self) -> None:
+        """Drop the counts of what was forgotten for agents that are not known any more."""
+        for agent_id, behind in list(self._behind.items()):
+            if not behind.waiting and not self._is_known(agent_id):
+                del self._behind[agent_id]
+        self._sweep_at = max(SWEEP_MIN, 2 * len(self._behind))
+
+
+def _tell(touched: Touched) -> None:
+    watchers, touched.watchers = touched.watchers, None
+    for watcher in watchers or ():
+        watcher()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
 
-from secgroups.controller.agent_record import AgentRecord, AgentStatus, Standing
+from secgroups.controller.agent_record import AgentRecord, AgentStatus, Fleet, Standing
 from secgroups.controller.channel import AgentChannel
 from secgroups.controller.interest import Interest, Marks
 from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
@@ -26,6 +26,7 @@ from secgroups.controller.stream_messages import Hello, Kind, ObjectKey, Report
 from secgroups.controller.stream_objects import StreamObjects
 
 if TYPE_CHECKING:
+    from secgroups.controller.delays import DelayCounts
     from secgroups.controller.model import Change
     from secgroups.controller.state import State
     from secgroups.controller.store.interface import Lineage
@@ -93,6 +94,8 @@ class Publisher:
             if agent_ids:
                 self._roster.log.add(revision, commit_us, agent_ids, {key for _, key in marks})
             told |= agent_ids
+        for agent_id in told:
+            self._roster.release_if_gone(agent_id)
         self._wake(told)
 
     def _mark(self, marks: Marks, since: Since) -> None:
@@ -231,6 +234,8 @@ class Publisher:
             marks += self._interest.displace(agent_id, move.server)
         self._mark(marks, Since(move.revision, now_us))
         self._wake(move.old_agent_ids)
+        for agent_id in move.old_agent_ids:
+            self._roster.release_if_gone(agent_id)
 
     # Streams.
 
@@ -256,9 +261,15 @@ class Publisher:
                 return channel
             known.channel.end(f"{_told(hello)} has taken over", SUPERSEDED_RECONNECT_S)
         self._drop_what_is_not_held(hello)
-        # What it holds, which may be thousands of objects, is kept up by the channel.
-        told = replace(hello, held={})
-        record = AgentRecord(hello=told, channel=channel, applied_revision=in_force, last_heard_us=now_us, connected_us=now_us)
+        record = AgentRecord(
+            # What it holds, which may be thousands of objects, is kept up by the channel.
+            hello=replace(hello, held={}),
+            channel=channel,
+            applied_revision=in_force,
+            last_heard_us=now_us,
+            connected_us=now_us,
+            held_back=hello.held_back,
+        )
         if known is not None:
             record.rejected, record.report = known.rejected, known.report
         self._roster.put(record)
@@ -273,6 +284,7 @@ class Publisher:
         record.behind_since = channel.pending_since
         record.rejected = channel.rejected
         record.channel = None
+        self._roster.release_if_gone(channel.agent_id)
 
     def heard(self, channel: AgentChannel, now_us: int, clock_us: int, report: Report | None = None) -> None:
         """Note that an agent has spoken, and what it reported. ``clock_us`` is by a clock that nobody sets."""
@@ -291,8 +303,7 @@ class Publisher:
         record = self._roster.find(channel.agent_id)
         if record is None or record.channel is not channel:
             return
-        record.applied_revision = channel.applied_revision
-        record.rejected = channel.rejected
+        record.progress(channel)
         self._complete_moves(channel, now_us)
         self._roster.settle(channel.agent_id, now_us)
 
@@ -324,13 +335,25 @@ class Publisher:
         """
         return self._roster.standing(revision)
 
-    def lags(self, agent_id: str, revision: int) -> bool:
-        """Whether one of the agents that a revision touched does not have it in force."""
-        return self._roster.lags(agent_id, revision)
+    def is_in_force(self, revision: int) -> bool:
+        """Whether nobody lags behind a revision; cheaper than ``in_force``."""
+        return self._roster.is_in_force(revision)
 
-    def watch(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
-        """Call ``watcher`` with an agent's id whenever one of ``agent_ids`` acknowledges something; return what ends that."""
-        return self._roster.watch(agent_ids, watcher)
+    def watch(self, revision: int, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call ``watcher`` when it is worth asking again whether a revision is in force, which it is not now.
+
+        Return what ends that.
+        """
+        return self._roster.watch(revision, watcher)
+
+    @property
+    def commit_to_in_force(self) -> DelayCounts:
+        """From the commit of each change since the start until the last agent that it touched said that it had it in force."""
+        return self._roster.log.delays.counted()
+
+    def fleet(self) -> Fleet:
+        """Count the agents that guard a server or are connected. Takes time in proportion to them."""
+        return self._roster.fleet()
 
     def agent_ids(self) -> list[str]:
         """Return, in ascending order, the agents that guard a server or have connected."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from secgroups.controller.agent_record import AgentRecord, AgentStatus, Lag, Standing
+from secgroups.controller import obstacles
+from secgroups.controller.agent_record import AgentRecord, AgentStatus, Fleet, Lag, Standing
 from secgroups.controller.in_force import RevisionLog, Touched
+from secgroups.controller.obstacles import Obstacle
 from secgroups.controller.stream_messages import Kind
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ class Roster:
     """The records of agents that connected, and how revisions stand with them. ``log`` holds what the latest revisions touched."""
 
     def __init__(self, state: State, moves: Moves) -> None:
-        self.log = RevisionLog(state.revision)
+        self.log = RevisionLog(state.revision, lambda agent_id: agent_id in self._records or agent_id in state.agents())
         self._state = state
         self._moves = moves
         self._records: dict[str, AgentRecord] = {}
@@ -47,33 +50,61 @@ class Roster:
 
     def settle(self, agent_id: str, now_us: int) -> None:
         """Look again at what an agent has in force, and tell those who watch it."""
-        self.log.settle(
-            agent_id,
-            self._in_force_revision(agent_id),
-            lambda touched: bool(self._obstacle(agent_id, touched.revision, touched)),
-            now_us,
-        )
+        record = self._records.get(agent_id)
+        is_blocked = None
+        # Nearly always neither: then an acknowledgement costs the same whatever each revision touched.
+        if (record is not None and record.rejected) or any(True for _ in self._moves.held_by(agent_id)):
+            is_blocked = partial(self._is_blocked, agent_id)
+        self.log.settle(agent_id, self._in_force_revision(agent_id), is_blocked, now_us)
         for watcher in list(self._watchers.get(agent_id, ())):
             watcher(agent_id)
+
+    def release_if_gone(self, agent_id: str) -> None:
+        """Wait for an agent no more if it is not connected and what revisions touched of it is not its own any more."""
+        if self._is_gone(agent_id):
+            self.log.release(agent_id, self._removes_for_good)
+            for watcher in list(self._watchers.get(agent_id, ())):
+                watcher(agent_id)
+
+    # How it stands with a revision.
+
+    def is_in_force(self, revision: int) -> bool:
+        """Whether every agent that a revision touched has it in force."""
+        touched = self.log.find(revision)
+        if touched is not None and touched.waiting:
+            return False
+        return not any(self._lags(agent_id, revision, touched) for agent_id in self._agents_touched(revision, touched))
 
     def standing(self, revision: int) -> Standing:
         """Return how it stands with a revision."""
         touched = self.log.find(revision)
-        agent_ids = touched.agent_ids if touched else frozenset[str]()
-        if not self.log.knows(revision):
-            agent_ids = self._all_agents()
-        lags = (self._find_lag(agent_id, revision, touched) for agent_id in sorted(agent_ids))
-        lagging = tuple(lag for lag in lags if lag is not None)
+        agent_ids = self._agents_touched(revision, touched)
+        late = sorted(agent_id for agent_id in agent_ids if self._lags(agent_id, revision, touched))
         taken_us = None
-        if touched is not None and touched.in_force_us is not None and not lagging:
+        if touched is not None and touched.in_force_us is not None and not late:
             taken_us = max(0, touched.in_force_us - touched.commit_us)
+        lagging = tuple(self._lag(agent_id, revision, touched) for agent_id in late)
         return Standing(agents_touched=len(agent_ids), lagging=lagging, commit_to_in_force_us=taken_us)
 
-    def lags(self, agent_id: str, revision: int) -> bool:
-        """Whether an agent does not have a revision in force; ``standing`` for one of the agents that it touched."""
-        return self._find_lag(agent_id, revision, self.log.find(revision)) is not None
+    def watch(self, revision: int, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call ``watcher`` when it is worth asking again whether a revision is in force; return what ends that.
 
-    def watch(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
+        Those who wait for a revision that is known cost its agents nothing when they acknowledge, however many wait.
+        """
+        touched = self.log.find(revision)
+        if touched is not None and touched.waiting:
+            return self.log.watch(touched, watcher)
+        late = {agent_id for agent_id in self._agents_touched(revision, touched) if self._lags(agent_id, revision, touched)}
+
+        def look(agent_id: str) -> None:
+            if not self._lags(agent_id, revision, self.log.find(revision)):
+                late.discard(agent_id)
+                if not late:
+                    watcher()
+
+        return self._watch_agents(sorted(late), look)
+
+    def _watch_agents(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
         """Call ``watcher`` with an agent's id whenever one of ``agent_ids`` acknowledges something; return what ends that."""
         watched = list(agent_ids)
         for agent_id in watched:
@@ -88,6 +119,8 @@ class Roster:
 
         return unwatch
 
+    # What is shown.
+
     def agent_ids(self) -> list[str]:
         """Return, in ascending order, the agents that guard a server or have connected."""
         return sorted({*self._state.agents(), *self._records})
@@ -97,10 +130,17 @@ class Roster:
         record = self._records.get(agent_id)
         server_count = len(self._state.servers_of_agent(agent_id))
         waiting = self.log.waiting(agent_id)
+        lag_since_us = self.log.find_oldest_commit_us(agent_id)
         if record is None:
             if not server_count:
                 return None
-            return AgentStatus(agent_id=agent_id, connected=False, pending_revisions=max(1, waiting), server_count=server_count)
+            return AgentStatus(
+                agent_id=agent_id,
+                connected=False,
+                pending_revisions=max(1, waiting),
+                server_count=server_count,
+                lag_since_us=lag_since_us,
+            )
         connected = record.channel is not None
         return AgentStatus(
             agent_id=agent_id,
@@ -116,6 +156,24 @@ class Roster:
             rejected=tuple(record.rejected[key] for key in sorted(record.rejected)),
             server_count=server_count,
             report=record.report,
+            held_back=record.held_back,
+            lag_since_us=lag_since_us,
+        )
+
+    def fleet(self) -> Fleet:
+        """Count the agents that guard a server or are connected. Takes time in proportion to them."""
+        known = self._all_agents()
+        records = [(agent_id, self._records.get(agent_id)) for agent_id in known]
+        oldest = [since_us for agent_id in known if (since_us := self.log.find_oldest_commit_us(agent_id)) is not None]
+        return Fleet(
+            known=len(known),
+            connected=sum(record is not None and record.channel is not None for _, record in records),
+            lagging=sum(
+                record is None or record.pending_since is not None or self.log.waiting(agent_id) > 0 for agent_id, record in records
+            ),
+            rejecting=sum(record is not None and bool(record.rejected) for _, record in records),
+            holding_back=sum(record is not None and record.held_back is not None for _, record in records),
+            oldest_lag_since_us=min(oldest, default=None),
         )
 
     def _all_agents(self) -> frozenset[str]:
@@ -130,34 +188,78 @@ class Roster:
         for agent_id in strangers[: len(self._records) - RECORDS_MAX]:
             del self._records[agent_id]
 
+    # Who is late, and why.
+
+    def _agents_touched(self, revision: int, touched: Touched | None) -> frozenset[str]:
+        """Return the agents that a revision touched. If that is not known any more, all that may have been."""
+        if touched is not None:
+            return touched.agent_ids
+        if self.log.knows(revision):
+            return frozenset()
+        behind = (agent_id for agent_id, record in self._records.items() if record.pending_since is not None)
+        return self._all_agents().union(behind)
+
     def _in_force_revision(self, agent_id: str) -> int:
         """Return the revision up to which an agent has in force all that touched it; 0 if that is not known."""
         record = self._records.get(agent_id)
         if record is None:
             return 0
-        return self._state.revision if record.pending_since is None else record.pending_since - 1
+        since = record.pending_since
+        return self._state.revision if since is None else since - 1
 
-    def _find_lag(self, agent_id: str, revision: int, touched: Touched | None) -> Lag | None:
-        record = self._records.get(agent_id)
-        connected = record is not None and record.channel is not None
+    def _lags(self, agent_id: str, revision: int, touched: Touched | None) -> bool:
         if self._in_force_revision(agent_id) < revision:
-            reason = "not acknowledged yet" if connected else "not connected"
-        else:
-            reason = self._obstacle(agent_id, revision, touched)
-        if not reason:
-            return None
-        applied_revision = record.applied_revision if record else 0
-        return Lag(agent_id=agent_id, connected=connected, applied_revision=applied_revision, reason=reason)
+            return touched is None or not self._is_gone(agent_id) or self._removes_for_good(touched)
+        return self._find_obstacle(agent_id, revision, touched) is not None
 
-    def _obstacle(self, agent_id: str, revision: int, touched: Touched | None) -> str:
-        """Say what of a revision an agent that has acknowledged it does not have in force; empty if it has it all."""
+    def _is_gone(self, agent_id: str) -> bool:
+        """Whether an agent is not connected, guards nothing, and holds nothing on its way to another one."""
+        record = self._records.get(agent_id)
+        if (record is not None and record.channel is not None) or agent_id in self._state.agents():
+            return False
+        return not any(True for _ in self._moves.held_by(agent_id))
+
+    def _removes_for_good(self, touched: Touched) -> bool:
+        """Whether a revision touched a server that nobody guards now: who is gone may let its packets pass until it hears."""
+        for kind, name in touched.keys:
+            if kind is Kind.SERVER:
+                server = self._state.find_server(*name.split("/", 1))
+                if server is None or not server.agent_id:
+                    return True
+        return False
+
+    def _lag(self, agent_id: str, revision: int, touched: Touched | None) -> Lag:
+        record = self._records.get(agent_id)
+        obstacle = None
+        if self._in_force_revision(agent_id) >= revision:
+            obstacle = self._find_obstacle(agent_id, revision, touched)
+        return Lag(
+            agent_id=agent_id,
+            connected=record is not None and record.channel is not None,
+            applied_revision=record.applied_revision if record else 0,
+            obstacle=obstacle or self._why_behind(agent_id, record),
+        )
+
+    def _why_behind(self, agent_id: str, record: AgentRecord | None) -> Obstacle:
+        if record is not None and record.held_back is not None:
+            return obstacles.held_back(record.held_back)
+        if record is not None and record.channel is not None:
+            return obstacles.behind(self.log.waiting(agent_id))
+        guards = agent_id in self._state.agents()
+        return obstacles.away(guards=guards, last_heard_us=record.last_heard_us if record else None)
+
+    def _is_blocked(self, agent_id: str, touched: Touched) -> bool:
+        return self._find_obstacle(agent_id, touched.revision, touched) is not None
+
+    def _find_obstacle(self, agent_id: str, revision: int, touched: Touched | None) -> Obstacle | None:
+        """Return what of a revision an agent that has acknowledged it does not have in force; None if it has it all."""
         record = self._records.get(agent_id)
         for key, rejected in record.rejected.items() if record else ():
             if touched is None or key in touched.keys:
-                return f"rejected {key[0].word} {key[1]} at version {rejected.version}: {rejected.message}"
+                return obstacles.rejected(rejected)
         for move in self._moves_of(agent_id, revision, touched):
-            return f"still guards {move.server} until {move.to_agent_id} has it in force"
-        return ""
+            return obstacles.moving(move)
+        return None
 
     def _moves_of(self, agent_id: str, revision: int, touched: Touched | None) -> list[Move]:
         if touched is None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from secgroups.controller.delays import DelayCounts
 from secgroups.controller.model import Rule
 
 
@@ -190,6 +191,16 @@ Outbound = Welcome | Update | SyncPoint | Bookmark | GoAway | PreviewRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """A snapshot that an agent did not apply: it would remove more than the share ``max_removal`` of its ``servers_held``."""
+
+    revision: int
+    servers_removed: int
+    servers_held: int
+    max_removal: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """Who the agent is and what it holds. A window of 0 leaves it to the controller."""
 
@@ -205,6 +216,7 @@ class Hello:
     state_digest: bytes = b""
     window_messages: int = 0
     window_bytes: int = 0
+    held_back: HeldBack | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,11 +245,12 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Figures of an agent. ``verdicts`` counts by the name of the reason."""
+    """Figures of an agent. ``verdicts`` counts by the name of the reason; ``commit_to_in_force`` is by the agent's clock."""
 
     flows: int
     denies: int
     verdicts: Mapping[str, int]
+    commit_to_in_force: DelayCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,18 +111,6 @@ def test_of_a_revision_before_the_start_every_agent_that_guards_a_server_counts(
     assert (standing.lagging, standing.agents_touched, standing.commit_to_in_force_us) == ((), 2, None)
 
 
-def test_the_memory_of_revisions_is_bounded(world: World, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secgroups.controller.in_force.REVISIONS_MAX", 3)
-    group_id, first = web_of(agent), world.revision
-    for port in range(100, 110):
-        world.do(ops.create_rules, group_id=group_id, specs=[allow(port)], bulk=False)
-    assert world.publisher.find_status("a").pending_revisions == 3
-    assert world.lagging(first + 1) == {"a": "not acknowledged yet"}
-    agent.pump()
-    assert world.lagging(first + 1) == {}
-    assert world.publisher.find_status("a").pending_revisions == 0
-
-
 def test_a_rejected_object_is_shown_not_sent_again_and_forgotten_when_a_newer_one_is_taken(world: World, agent: Agent) -> None:
     group_id = web_of(agent)
     world.do(ops.create_rules, group_id=group_id, specs=[allow(443)], bulk=False)
@@ -234,19 +222,3 @@ def test_records_of_agents_that_guard_nothing_are_bounded(world: World, agent: A
         stranger.pump()
         stranger.disconnect()
     assert world.publisher.agent_ids() == ["a", "stranger-46", "stranger-47", "stranger-48", "stranger-49"]
-
-
-def test_those_who_wait_are_told_of_their_agents_only(world: World, agent: Agent) -> None:
-    told: list[str] = []
-    other = Agent(world, "b").connect()
-    unwatch = world.publisher.watch(["a"], told.append)
-    other.pump()
-    assert told == []
-    world.do(ops.create_rules, group_id=web_of(agent), specs=[allow(443)], bulk=False)
-    agent.pump()
-    assert set(told) == {"a"}
-    told.clear()
-    unwatch()
-    world.do(ops.create_rules, group_id=web_of(agent), specs=[allow(444)], bulk=False)
-    agent.pump()
-    assert told == []

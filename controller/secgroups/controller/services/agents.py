@@ -13,7 +13,7 @@ from secgroups.controller.convert import page_size_of, page_start, page_token, r
 from secgroups.controller.errors import NotFoundError
 from secgroups.controller.services.agent_stream import AgentStream
 from secgroups.controller.services.pace import Pace
-from secgroups.controller.services.stream_wire import Wire, rejected_message
+from secgroups.controller.services.stream_wire import Wire, held_back_message, rejected_message, report_message
 from secgroups.controller.stream_settings import StreamSettings
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer
@@ -52,10 +52,9 @@ class Agents(AgentServiceServicer):
         ids = publisher.agent_ids()
         first = bisect_right(ids, page_start(_LIST, request.page_token))
         page = ids[first : first + size]
-        clock_us = self._clocks.monotonic_us()
         statuses = [status for agent_id in page if (status := publisher.find_status(agent_id)) is not None]
         return pb.ListAgentsResponse(
-            agents=[_agent_message(status, clock_us) for status in statuses],
+            agents=[self._message(status) for status in statuses],
             next_page_token=page_token(_LIST, page[-1]) if first + size < len(ids) else "",
             revision=self._core.state.revision,
         )
@@ -68,7 +67,31 @@ class Agents(AgentServiceServicer):
         if status is None:
             message = f"there is no agent {request.id}: no server names it and it has not connected since the controller started"
             raise NotFoundError("agent", request.id, message=message)
-        return pb.GetAgentResponse(agent=_agent_message(status, self._clocks.monotonic_us()), revision=self._core.state.revision)
+        return pb.GetAgentResponse(agent=self._message(status), revision=self._core.state.revision)
+
+    def _message(self, status: AgentStatus) -> pb.Agent:
+        message = pb.Agent(
+            id=status.agent_id,
+            connected=status.connected,
+            boot_id=status.boot_id,
+            version=status.version,
+            host=status.host,
+            applied_revision=status.applied_revision,
+            pending_revisions=status.pending_revisions,
+            rejected=[rejected_message(rejected) for rejected in status.rejected],
+            server_count=status.server_count,
+        )
+        if status.heard_clock_us is not None:
+            message.staleness.FromMicroseconds(max(0, self._clocks.monotonic_us() - status.heard_clock_us))
+        if status.connected_us is not None:
+            message.connected_since.CopyFrom(timestamp(status.connected_us))
+        if status.report is not None:
+            message.report.CopyFrom(report_message(status.report))
+        if status.held_back is not None:
+            message.held_back.CopyFrom(held_back_message(status.held_back))
+        if status.lag_since_us is not None:
+            message.lag.FromMicroseconds(max(0, self._clocks.now_us() - status.lag_since_us))
+        return message
 
 
 def add_agents_to_server(agents: Agents, server: grpc.aio.Server) -> None:
@@ -85,25 +108,3 @@ def _unary(call: Any, request: type[Message]) -> grpc.RpcMethodHandler[Any, Any]
     return grpc.unary_unary_rpc_method_handler(
         call, request_deserializer=request.FromString, response_serializer=lambda answer: answer.SerializeToString()
     )
-
-
-def _agent_message(status: AgentStatus, clock_us: int) -> pb.Agent:
-    message = pb.Agent(
-        id=status.agent_id,
-        connected=status.connected,
-        boot_id=status.boot_id,
-        version=status.version,
-        host=status.host,
-        applied_revision=status.applied_revision,
-        pending_revisions=status.pending_revisions,
-        rejected=[rejected_message(rejected) for rejected in status.rejected],
-        server_count=status.server_count,
-    )
-    if status.heard_clock_us is not None:
-        message.staleness.FromMicroseconds(max(0, clock_us - status.heard_clock_us))
-    if status.connected_us is not None:
-        message.connected_since.CopyFrom(timestamp(status.connected_us))
-    if status.report is not None:
-        report = status.report
-        message.report.CopyFrom(pb.Report(flows=report.flows, denies=report.denies, verdicts=report.verdicts))
-    return message

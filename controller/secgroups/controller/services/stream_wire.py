@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import pairwise
 
 from google.protobuf.message import Message
 
 from secgroups.controller.convert import fill_spec
+from secgroups.controller.delays import DelayCounts
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.model import check_name
 from secgroups.controller.stream_messages import (
@@ -17,6 +19,7 @@ from secgroups.controller.stream_messages import (
     Bookmark,
     GoAway,
     GroupRules,
+    HeldBack,
     Hello,
     Kind,
     ObjectKey,
@@ -40,6 +43,7 @@ REJECTED_MAX = 10_000
 TEXT_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 512
 FLOWS_MAX = 1 << 40
+DELAY_BOUNDS_MAX = 64
 
 # Ready-made objects kept for the next agent that needs them.
 READY_BYTES_MAX = 64 << 20
@@ -232,6 +236,19 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
         state_digest=message.state_digest,
         window_messages=message.window.messages,
         window_bytes=message.window.bytes,
+        held_back=_held_back_of(message.held_back) if message.HasField("held_back") else None,
+    )
+
+
+def _held_back_of(message: pb.HeldBack) -> HeldBack:
+    share = message.max_removal
+    if not 0 <= share <= 1:
+        raise InvalidError("hello.held_back.max_removal", f"is {share:g}, must be 0 to 1")
+    return HeldBack(
+        revision=message.revision,
+        servers_removed=message.servers_removed,
+        servers_held=message.servers_held,
+        max_removal=share,
     )
 
 
@@ -265,10 +282,21 @@ def ack_of(message: pb.Ack) -> Ack:
 
 
 def report_of(message: pb.Report) -> Report:
-    """Return an agent's figures; counts of reasons that there are not are left out."""
+    """Return an agent's figures. What is wrong with them is left out: for a figure no agent is cut off from its rules."""
     known = types.Reason.keys()
     verdicts = {name: count for name, count in message.verdicts.items() if name in known}
-    return Report(flows=message.flows, denies=message.denies, verdicts=verdicts)
+    delays = _find_delays(message.commit_to_in_force) if message.HasField("commit_to_in_force") else None
+    return Report(flows=message.flows, denies=message.denies, verdicts=verdicts, commit_to_in_force=delays)
+
+
+def _find_delays(message: pb.DelayHistogram) -> DelayCounts | None:
+    """Return a histogram, None if its buckets are too many, not in order or without counts."""
+    bounds, counts = tuple(message.upper_bounds_micros), tuple(message.counts)
+    if len(bounds) > DELAY_BOUNDS_MAX or len(counts) != len(bounds) + 1:
+        return None
+    if any(lower >= upper for lower, upper in pairwise(bounds)):
+        return None
+    return DelayCounts(bounds_us=bounds, counts=counts, sum_us=message.sum_micros)
 
 
 def preview_result_of(message: pb.PreviewResult) -> PreviewResult:
@@ -278,6 +306,26 @@ def preview_result_of(message: pb.PreviewResult) -> PreviewResult:
     problem = message.message[:REASON_CHARACTERS_MAX] or f"code {message.code}"
     return PreviewResult(
         id=message.id, flows_cut=message.flows_cut, revision=message.revision, problem=problem if message.code else ""
+    )
+
+
+def report_message(report: Report) -> pb.Report:
+    """Return an agent's figures as they are shown."""
+    message = pb.Report(flows=report.flows, denies=report.denies, verdicts=report.verdicts)
+    delays = report.commit_to_in_force
+    if delays is not None:
+        histogram = pb.DelayHistogram(upper_bounds_micros=delays.bounds_us, counts=delays.counts, sum_micros=delays.sum_us)
+        message.commit_to_in_force.CopyFrom(histogram)
+    return message
+
+
+def held_back_message(held_back: HeldBack) -> pb.HeldBack:
+    """Return a snapshot that is held back as it is shown."""
+    return pb.HeldBack(
+        revision=held_back.revision,
+        servers_removed=held_back.servers_removed,
+        servers_held=held_back.servers_held,
+        max_removal=held_back.max_removal,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from secgroups.controller.errors import InvalidError
@@ -11,6 +12,7 @@ from secgroups.v1 import ruleset_service_pb2 as pb
 if TYPE_CHECKING:
     from secgroups.controller.agent_record import Standing
     from secgroups.controller.core import Core
+    from secgroups.controller.obstacles import Obstacle
     from secgroups.controller.publisher import Publisher
 
 TIMEOUT_S = 10.0
@@ -25,46 +27,39 @@ async def wait_for_revision(core: Core, request: pb.WaitForRevisionRequest) -> p
     if not 0 <= timeout_s <= TIMEOUT_MAX_S:
         raise InvalidError("timeout", f"is {timeout_s:g} s, must be 0 to {TIMEOUT_MAX_S:g} s")
     publisher = core.publisher
-    standing = publisher.in_force(request.revision)
-    try:
+    # What has come into force by the time-out counts all the same.
+    with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            while standing.lagging:
-                await _until_nobody_lags(publisher, standing, request.revision)
-                standing = publisher.in_force(request.revision)
-    except TimeoutError:
-        standing = publisher.in_force(request.revision)
-    return _response(standing)
+            await _until_in_force(publisher, request.revision)
+    return _response(publisher.in_force(request.revision))
 
 
-async def _until_nobody_lags(publisher: Publisher, standing: Standing, revision: int) -> None:
-    """Wait until each agent that lags has caught up once. Each acknowledgement costs a look at its own agent only."""
-    done = asyncio.Event()
-    lagging = {lag.agent_id for lag in standing.lagging}
-
-    def look(agent_id: str) -> None:
-        if not publisher.lags(agent_id, revision):
-            lagging.discard(agent_id)
-            if not lagging:
-                done.set()
-
-    unwatch = publisher.watch(lagging, look)
-    try:
-        await done.wait()
-    finally:
-        unwatch()
+async def _until_in_force(publisher: Publisher, revision: int) -> None:
+    while not publisher.is_in_force(revision):
+        news = asyncio.Event()
+        unwatch = publisher.watch(revision, news.set)
+        try:
+            await news.wait()
+        finally:
+            unwatch()
 
 
 def _response(standing: Standing) -> pb.WaitForRevisionResponse:
-    response = pb.WaitForRevisionResponse(
-        in_force=not standing.lagging,
-        lagging=[
-            pb.LaggingAgent(
-                agent_id=lag.agent_id, connected=lag.connected, applied_revision=lag.applied_revision, reason=lag.reason
-            )
-            for lag in standing.lagging
-        ],
-        agents_touched=standing.agents_touched,
-    )
+    lagging = [
+        pb.LaggingAgent(
+            agent_id=lag.agent_id,
+            connected=lag.connected,
+            applied_revision=lag.applied_revision,
+            reason=_in_words(lag.obstacle),
+        )
+        for lag in standing.lagging
+    ]
+    response = pb.WaitForRevisionResponse(in_force=not lagging, lagging=lagging, agents_touched=standing.agents_touched)
     if standing.commit_to_in_force_us is not None:
         response.commit_to_in_force.FromMicroseconds(standing.commit_to_in_force_us)
     return response
+
+
+def _in_words(obstacle: Obstacle) -> str:
+    detail = f" ({obstacle.detail})" if obstacle.detail else ""
+    return f"{obstacle.reason}{detail}; {obstacle.advice}"
