@@ -1,13 +1,15 @@
-"""Streams take turns: a change for many agents does not hold up what else the event loop has to do, and news rest under load."""
+"""Streams take turns on a budget: changes for many agents do not hold up what else the event loop has to do."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 
 from secgroups.controller.clocks import Clocks
-from secgroups.controller.services.pace import REST_MAX_S, TURN_STREAMS, Pace
+from secgroups.controller.services.pace import BURST_S, SHARE, TURN_STREAMS, Pace
 
-LEAST_S = 0.005
+WAKE_NS = 5_000_000
 
 
 class Clock:
@@ -37,26 +39,52 @@ async def test_streams_are_woken_in_order_and_others_are_served_between_the_turn
     assert {turn * TURN_STREAMS for turn in range(1, 5)} <= set(seen)
 
 
-async def test_a_stream_rests_the_least_when_nobody_waits() -> None:
-    pace = Pace()
-    woken = asyncio.Event()
-    pace.wake(woken.set)
-    await woken.wait()
-    assert pace.rest_s(LEAST_S) == LEAST_S
-
-
-async def test_the_rest_grows_with_the_wait_for_a_turn_up_to_a_bound_and_shrinks_again() -> None:
+async def test_what_wakes_take_is_taken_from_a_budget_that_fills_up_with_time() -> None:
     clock = Clock()
     pace = Pace(clock.clocks())
+    woken: list[int] = []
 
-    async def rounds(count: int, wait_s: float) -> float:
-        for _ in range(count):
-            woken = asyncio.Event()
-            pace.wake(woken.set)
-            clock.now_ns += int(wait_s * 1e9)
-            await woken.wait()
-        return pace.rest_s(LEAST_S)
+    def wake(number: int) -> None:
+        woken.append(number)
+        clock.now_ns += WAKE_NS
 
-    assert LEAST_S < await rounds(10, 0.05) < 0.05
-    assert await rounds(10, 1.0) == REST_MAX_S
-    assert await rounds(30, 0.0) == LEAST_S
+    for number in range(1_000):
+        pace.wake(lambda number=number: wake(number))
+    most = math.ceil(BURST_S / (1 - SHARE) / (WAKE_NS / 1e9)) + TURN_STREAMS
+    await settled(woken)
+    assert most / 2 < len(woken) <= most
+    for _ in range(3):
+        # A second passes in which nothing is sent.
+        clock.now_ns += 1_000_000_000
+        before = len(woken)
+        await until(lambda before=before: len(woken) > before)
+        await settled(woken)
+        assert len(woken) - before <= most
+    assert woken == list(range(len(woken)))
+
+
+async def test_a_lone_wake_after_a_rest_comes_at_once() -> None:
+    clock = Clock()
+    pace = Pace(clock.clocks())
+    for _ in range(100):
+        woken = asyncio.Event()
+        pace.wake(woken.set)
+        await asyncio.sleep(0)
+        assert woken.is_set()
+        await asyncio.sleep(0)
+        clock.now_ns += 1_000_000
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def settled(woken: list[int]) -> None:
+    """Wait until nobody is woken any more without time passing."""
+    before = -1
+    while len(woken) != before:
+        before = len(woken)
+        for _ in range(10):
+            await asyncio.sleep(0)

@@ -146,7 +146,7 @@ class AgentStream:
             if messages and isinstance(messages[0], Welcome):
                 log.info("agent_welcomed", agent_id=channel.agent_id, mode=channel.mode.name, reason=channel.mode_reason)
             if messages and isinstance(messages[-1], Update) and not messages[-1].more:
-                self._quiet_until_s = self._clocks.monotonic_s() + self._pace.rest_s(self._settings.coalesce_s)
+                self._quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
             # There may be more than what the window, or the last look, had room for.
             if channel.has_news:
                 self._news.set()

@@ -1,9 +1,9 @@
-"""Keeps a change for many agents from holding up everything else: streams are woken in turns, and rest as long as a round takes.
+"""Keeps changes for many agents from holding up everything else: streams are woken in turns, on a budget of time.
 
 A change that touches a thousand agents wakes a thousand streams. Woken all at once they would hold the event loop until the last
-one has sent; in turns, calls and acknowledgements that came meanwhile are served between them. How long a stream waits for its turn
-tells the load: under a storm of changes each stream then rests as long as that before its next update, and what comes meanwhile
-goes into one message.
+one has sent; in turns, calls and acknowledgements that came meanwhile are served between them. One such change has all the time it
+takes. Under a storm of them the budget runs out, and turns come only as it fills up again: a stream then waits longer, and what
+changes meanwhile goes into one message.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 
-# About a millisecond's worth of sending.
+# Some milliseconds' worth of sending.
 TURN_STREAMS = 16
-# Longer news than this must not become by resting.
-REST_MAX_S = 0.1
-# The share of the newest wait in the smoothed one.
-_NEWEST = 0.25
+# The share of the time that sending may take on and on; the rest is for acknowledgements, calls and the disk.
+SHARE = 0.35
+# What may be taken at once: several thousand streams' worth, so that a single change never waits for its budget.
+BURST_S = 0.4
 
 
 class Pace:
@@ -28,24 +28,38 @@ class Pace:
     def __init__(self, clocks: Clocks = SYSTEM_CLOCKS) -> None:
         self._clocks = clocks
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Callable[[], None], float]] = deque()
-        self._round_s = 0.0
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._budget_s = BURST_S
+        self._counted_until_s = clocks.monotonic_s()
+        self._turn_since_s: float | None = None
+        self._is_scheduled = False
 
     def wake(self, take_turn: Callable[[], None]) -> None:
-        """Call ``take_turn`` when its turn comes: soon if nobody waits."""
-        self._waiting.append((take_turn, self._clocks.monotonic_s()))
-        if len(self._waiting) == 1:
+        """Call ``take_turn`` when its turn comes: soon if nobody waits and there is time for it."""
+        self._waiting.append(take_turn)
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self._loop.call_soon(self._turn)
-
-    def rest_s(self, least_s: float) -> float:
-        """Return how long a stream should wait after an update: ``least_s``, more under load, ``REST_MAX_S`` at most."""
-        return max(least_s, min(self._round_s, REST_MAX_S))
 
     def _turn(self) -> None:
-        waited_s = self._clocks.monotonic_s() - self._waiting[0][1]
-        self._round_s += _NEWEST * (waited_s - self._round_s)
+        """Wake some streams. What they send until this is called again is what their turn takes."""
+        self._count()
+        if not self._waiting:
+            self._is_scheduled = False
+            return
+        if self._budget_s < 0:
+            self._loop.call_later(-self._budget_s / SHARE, self._turn)
+            return
         for _ in range(min(TURN_STREAMS, len(self._waiting))):
-            take_turn, _ = self._waiting.popleft()
-            take_turn()
-        if self._waiting:
-            self._loop.call_soon(self._turn)
+            self._waiting.popleft()()
+        self._turn_since_s = self._counted_until_s
+        self._loop.call_soon(self._turn)
+
+    def _count(self) -> None:
+        """Fill the budget up by what has passed, and take from it what the last turn took."""
+        now_s = self._clocks.monotonic_s()
+        if self._turn_since_s is not None:
+            self._budget_s -= now_s - self._turn_since_s
+            self._turn_since_s = None
+        self._budget_s = min(BURST_S, self._budget_s + SHARE * (now_s - self._counted_until_s))
+        self._counted_until_s = now_s
