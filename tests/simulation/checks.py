@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from world import World
 
 STRANGE_PROTOCOL = 253
+# Above every revision.
+UNTIL_IT_COMES_BACK = 1 << 60
 # The share of the checks of an agent that send packets as well.
 TRAFFIC = 0.5
 _KINDS = {1: "server", 2: "group", 3: "set"}
@@ -150,10 +152,16 @@ class Checks:
                 self.had[branch.number, life.agent_id, name] = revision
 
     def gone(self, life: AgentLife) -> None:
-        """An agent is gone: until now it enforced what it had."""
+        """An agent is gone. Until it comes back the controller can't know that it does not enforce what it had."""
         for branch in life.branches if len(life.branches) == 1 else ():
             for name in life.servers:
-                self.had[branch.number, life.agent_id, name] = branch.latest.revision
+                self.had[branch.number, life.agent_id, name] = UNTIL_IT_COMES_BACK
+
+    def came(self, agent_id: str, latest_revision: int) -> None:
+        """An agent has said what it holds."""
+        for key, had in self.had.items():
+            if key[1] == agent_id and had == UNTIL_IT_COMES_BACK:
+                self.had[key] = latest_revision
 
     # span
 

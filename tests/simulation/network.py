@@ -122,6 +122,7 @@ class Network:
             if life.agent_id in self._world.plan.windows:
                 message.hello.window.messages, message.hello.window.bytes = self._world.plan.windows[life.agent_id]
             self._world.count("held back", int(message.hello.HasField("held_back")))
+            self._world.checks.came(life.agent_id, self._world.seat.branch.latest.revision)
             connection.came_with = frozenset(held.key for held in message.hello.held if held.kind == pb.OBJECT_KIND_SERVER)
             connection.held_servers = set(connection.came_with)
         elif kind == "ack" and life.arriving is not None:
