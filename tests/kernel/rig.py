@@ -13,7 +13,8 @@ from netns import PROBE_WAIT_S, World
 
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action, Direction, Packet, Verdict
-from secgroups.agent.kernel.enforcer import KernelEnforcer, KernelSettings
+from secgroups.agent.kernel.enforcer import KernelEnforcer
+from secgroups.agent.kernel.settings import KernelSettings
 from secgroups.agent.ruleset import AddressSet, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS

@@ -45,6 +45,8 @@ class StreamError(AgentError):
 
 class HeldBackError(AgentError):
     """A whole snapshot that was not applied, because it would remove too many servers."""
+
+
 class EnforcementError(AgentError):
     """The kernel does not take what is to be in force; the message says why."""
 

@@ -21,8 +21,7 @@ directions; what the rules in force allow passes, whatever its mark is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -30,10 +29,10 @@ import structlog
 from secgroups.agent.errors import EnforcementError
 from secgroups.agent.flow import Direction
 from secgroups.agent.kernel.conntrack import clear_marks
-from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.nft import Nft
 from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler, Target
+from secgroups.agent.kernel.settings import KernelSettings
 from secgroups.agent.kernel.skeleton import Features, hooks, skeleton
 from secgroups.agent.kernel.statements import Table
 from secgroups.agent.kernel.verify import differences, shape_of_commands, shape_of_listing
@@ -46,15 +45,6 @@ TABLE_PREFIX = "secgroups-"
 TABLES = (f"{TABLE_PREFIX}a", f"{TABLE_PREFIX}b")
 # What somebody keeps changing is put back this often at most.
 RESTORE_PAUSE_S = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelSettings:
-    """``ports`` gives the interface of a server (``project/id``) that is found by it."""
-
-    marks: MarkLayout = field(default_factory=MarkLayout)
-    essential_services: bool = True
-    ports: Mapping[str, str] = field(default_factory=dict)
 
 
 class KernelEnforcer:
@@ -76,11 +66,6 @@ class KernelEnforcer:
         self._background: set[asyncio.Task[None]] = set()
 
     @property
-    def in_force(self) -> bool:
-        """Whether the kernel enforces what was last asked for, as far as is known."""
-        return self._table is not None and self._installed.target is self._wanted
-
-    @property
     def stamps(self) -> bool:
         """Whether connections are stamped with epochs; if not, every packet is judged by the rules."""
         return self._table is not None and self._installed.next_epochs is not None
@@ -91,12 +76,18 @@ class KernelEnforcer:
         return self._installed.target.revision
 
     async def start(self, ruleset: Ruleset) -> None:
-        """Enforce ``ruleset`` and watch over it from now on. EnforcementError if it can't be; what is there stays then."""
+        """Enforce ``ruleset`` and watch over it from now on. EnforcementError if it can't be; what is there stays then.
+
+        An agent that has lost what it knew (revision 0) leaves in force what an earlier one has put there, until it knows better.
+        """
         try:
             self._watch.start()
         except OSError as error:
             raise EnforcementError(f"changes of nftables can't be heard of: {error.strerror} (CAP_NET_ADMIN is needed)") from None
         self._run(self._restore_what_is_touched())
+        if ruleset.revision == 0 and (kept := await self._hooked_tables()):
+            log.warning("kernel_table_kept", table=min(kept), reason="no rules are held, those of an earlier agent stay in force")
+            return
         await self.apply(ruleset)
 
     async def apply(self, ruleset: Ruleset) -> None:
@@ -108,13 +99,11 @@ class KernelEnforcer:
                 log.error(
                     "kernel_addresses_shared", addresses=sorted(map(str, ambiguous)), consequence="nothing passes to or from them"
                 )
-            await self._enforce_wanted()
-
-    async def ensure(self) -> None:
-        """Try again if what was last asked for is not enforced. EnforcementError if it still can't be."""
-        async with self._changing:
-            if not self.in_force:
+            try:
                 await self._enforce_wanted()
+            except EnforcementError as error:
+                log.error("kernel_refused", revision=ruleset.revision, revision_in_force=self.revision, reason=str(error))  # noqa: TRY400
+                raise
 
     async def stop(self) -> None:
         """Leave the kernel as it is, enforcing, and end what goes on here."""
@@ -151,7 +140,7 @@ class KernelEnforcer:
         self._installed = plan.installed
 
     async def _build(self) -> None:
-        hooked = {table for table, _ in await self._nft.base_chains()}
+        hooked = await self._hooked_tables()
         name = next((name for name in TABLES if name not in hooked), TABLES[0])
         table = Table(name)
         plan = self._planner(table).change(Installed(), self._wanted)
@@ -161,6 +150,9 @@ class KernelEnforcer:
         self._table, self._installed = table, plan.installed
         log.info("kernel_table_built", table=name, revision=self.revision, addresses=len(self._wanted.guarded))
         self._run(self._give_epochs(table))
+
+    async def _hooked_tables(self) -> set[str]:
+        return {table for table, _ in await self._nft.base_chains() if table in TABLES}
 
     async def _give_epochs(self, table: Table) -> None:
         """Clear all marks, then let connections be stamped; until then all packets are judged by the rules."""
@@ -204,6 +196,8 @@ class KernelEnforcer:
 
     async def _restore(self, culprit: Culprit) -> None:
         table = self._table
+        if table is None and self._wanted.revision == 0:
+            return
         if table is not None:
             listed = await self._nft.find_table(table.name)
             if listed is None:

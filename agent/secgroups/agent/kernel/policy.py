@@ -7,7 +7,7 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from secgroups.agent.flow import Address, Direction
@@ -72,6 +72,7 @@ class Compiler:
 
     def __init__(self) -> None:
         self._sides: dict[PolicyKey, tuple[tuple[GroupRules, ...], dict[SideKey, SideRules]]] = {}
+        self._members: dict[str, tuple[AddressSet, frozenset[Address]]] = {}
 
     def target(self, ruleset: Ruleset) -> Target:
         """Return what ``ruleset`` asks for."""
@@ -98,8 +99,19 @@ class Compiler:
             shared=frozenset(shared),
             servers={name: binding.addresses for name, binding in ruleset.servers.items()},
             sides=sides,
-            members={group_id: _members(ruleset.sets.get(group_id)) for group_id in remotes},
+            members=self._members_of(remotes, ruleset.sets),
         )
+
+    def _members_of(self, group_ids: Iterable[str], sets: Mapping[str, AddressSet]) -> dict[str, frozenset[Address]]:
+        held = {}
+        for group_id in group_ids:
+            source = sets.get(group_id)
+            if source is None:
+                continue
+            known = self._members.get(group_id)
+            held[group_id] = known if known is not None and known[0] is source else (source, frozenset(source.members))
+        self._members = held
+        return {group_id: held[group_id][1] if group_id in held else frozenset() for group_id in group_ids}
 
     def _compiled(
         self, policy: PolicyKey, groups: tuple[GroupRules, ...]
@@ -116,10 +128,6 @@ class Compiler:
             for direction in Direction
         }
         return groups, sides
-
-
-def _members(held: AddressSet | None) -> frozenset[Address]:
-    return held.members if held is not None else frozenset()
 
 
 def family_rules(rules: list[Rule], version: int) -> FamilyRules:
