@@ -86,11 +86,13 @@ class Wire:
         self.link.send(self.router_mac + self.mac + kind + packet)
 
     def receive(self) -> bytes:
-        """Return the next IP packet that came from the router."""
+        """Return the next IP packet that came from the router, its own multicast listener reports left out."""
         while True:
             frame, (_, _, way, *_) = self.link.recvfrom(65_536)
-            if way != socket.PACKET_OUTGOING and frame[12:14] in (b"\x08\x00", b"\x86\xdd"):
-                return frame[14:]
+            kind, packet = frame[12:14], frame[14:]
+            is_report = kind == b"\x86\xdd" and packet[6] == 0
+            if way != socket.PACKET_OUTGOING and kind in (b"\x08\x00", b"\x86\xdd") and not is_report:
+                return packet
 
 
 class World:
@@ -195,6 +197,14 @@ class World:
                 return came
             if _probe_mark(packet) is None:
                 came.append(packet)
+
+    def until(self, source: str, destination: str, last: bytes) -> list[bytes]:
+        """Send a packet that passes; return what came before it. TimeoutError if it does not come."""
+        self.wires[source].send(last)
+        came = []
+        while not _same(last, packet := self.wires[destination].receive()):
+            came.append(packet)
+        return came
 
     def nft(self, *arguments: str) -> str:
         """Run nft in the router's namespace."""

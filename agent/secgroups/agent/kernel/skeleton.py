@@ -25,6 +25,7 @@ from secgroups.agent.kernel.statements import (
     RETURN,
     Command,
     Expression,
+    Json,
     Table,
     bits,
     concat,
@@ -90,6 +91,10 @@ _DHCP = {4: (68, 67), 6: (546, 547)}
 # SEMANTICS 3: neighbour discovery and multicast listener.
 _NEIGHBOURS = {Direction.EGRESS: one_of(131, 132, 133, 135, 136, 143), Direction.INGRESS: one_of(130, 134, 135, 136)}
 _ROUTER_ADVERTISEMENT = 134
+# As in ``screening``: RFC 792, as in nf_conntrack, and RFC 4443, section 2.1.
+_ICMP_ERRORS: dict[int, Json] = {4: one_of(3, 4, 5, 11, 12), 6: {"range": [0, 127]}}
+# The quoted packet begins with its IP version, behind the eight bytes of the error's own header.
+_QUOTED_VERSION_BIT = 64
 _ICMP_REPLIES = {4: one_of(0, 14, 16, 18), 6: one_of(129, 140)}
 
 
@@ -390,6 +395,13 @@ def _without_connection(table: Table, features: Features, direction: Direction) 
         neighbours = match(header("icmpv6", "type"), _NEIGHBOURS[direction])
         commands.append(table.add_rule(chain, "neighbour discovery", neighbours, ACCEPT))
     for version, field in ((4, "icmp"), (6, "icmpv6")):
-        replies = match(header(field, "type"), _ICMP_REPLIES[version])
-        commands.append(table.add_rule(chain, "an answer to nothing", replies, refused))
+        kind = header(field, "type")
+        errors = match(kind, _ICMP_ERRORS[version])
+        # A packet that ends before that does not match.
+        quotes = match({"payload": {"base": "th", "offset": _QUOTED_VERSION_BIT, "len": 4}}, version)
+        commands += [
+            table.add_rule(chain, "an answer to nothing", match(kind, _ICMP_REPLIES[version]), refused),
+            table.add_rule(chain, "an error that quotes a packet", errors, quotes, RETURN),
+            table.add_rule(chain, "an error about nothing", errors, goto(deny(Reason.INVALID_PACKET))),
+        ]
     return commands
