@@ -104,7 +104,8 @@ class Life:
                 return udp(source, destination, port, source_port=self._ports)
             case 5 | 6:
                 kind = self.random.choice(ICMP_TYPES[version])
-                code = self.random.randrange(2)
+                # Requests have code 0; conntrack takes the code for a part of what names an exchange.
+                code = 0 if kind in (8, 13, 128) else self.random.randrange(2)
                 return icmp(source, destination, kind, code=code, icmp_id=self._ports)
             case _:
                 # With somebody outside: between servers, a packet that the other end drops opens a flow in the engine of the first
