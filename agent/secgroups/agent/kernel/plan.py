@@ -21,13 +21,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secgroups.agent.flow import Address, Direction, Reason
+from secgroups.agent.flow import Direction, Reason
 from secgroups.agent.kernel.content import content, content_names
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.policy import VERSIONS, PolicyKey, SideKey, SideRules, Target, of_version
 from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, CONFIRMED, deny, set_types
 from secgroups.agent.kernel.statements import ACCEPT, Command, Table, bits, ct, goto, key_of, match, meta, set_mark
 
+PACKED_BYTES = {4: 4, 6: 16}
 # The elements of a set are a frozenset, those of a verdict map a dict to the chain they go to.
 Elements = Mapping[Any, str] | frozenset[Any]
 
@@ -168,6 +169,22 @@ class Planner:
     def _elements(
         self, target: Target, sides: Mapping[SideKey, Side], groups: Mapping[str, int], installed: Installed
     ) -> dict[str, Elements]:
+        if target.guarded is installed.target.guarded:
+            # The same servers have the same policies, and the chains of those keep their names.
+            elements = {name: held for name, held in installed.elements.items() if name in set_types()}
+        else:
+            elements = self._shared_elements(target, sides)
+        for group_id, number in groups.items():
+            unchanged = installed.target.members.get(group_id) is target.members[group_id]
+            for version in VERSIONS:
+                name = members_set(number, version)
+                held = installed.elements.get(name) if unchanged else None
+                if held is None:
+                    held = frozenset([each for each in target.members[group_id] if len(each) == PACKED_BYTES[version]])
+                elements[name] = held
+        return elements
+
+    def _shared_elements(self, target: Target, sides: Mapping[SideKey, Side]) -> dict[str, Elements]:
         elements: dict[str, Elements] = {}
         for version in VERSIONS:
             addresses = [address for address in target.guarded if address.version == version]
@@ -182,19 +199,12 @@ class Planner:
                 for server, port in self._ports.items()
                 for address in of_version(target.servers.get(server, frozenset()), version)
             )
+        known = {port: server for server, port in self._ports.items() if server in target.servers}
         elements["ports"] = frozenset(self._ports.values())
-        elements["known_ports"] = frozenset(port for server, port in self._ports.items() if server in target.servers)
+        elements["known_ports"] = frozenset(known)
         elements["port_answers"] = {
-            port: _chain_for(self._policy_of(target, server), Direction.INGRESS, sides)
-            for server, port in self._ports.items()
-            if server in target.servers
+            port: _chain_for(self._policy_of(target, server), Direction.INGRESS, sides) for port, server in known.items()
         }
-        for group_id, number in groups.items():
-            unchanged = installed.target.members.get(group_id) is target.members[group_id]
-            for version in VERSIONS:
-                name = members_set(number, version)
-                held = installed.elements.get(name) if unchanged else None
-                elements[name] = held if held is not None else frozenset(of_version(target.members[group_id], version))
         return elements
 
     @staticmethod
@@ -288,7 +298,7 @@ def members_set(number: int, version: int) -> str:
     return f"members-{number}-{version}"
 
 
-def _lost_none(old: frozenset[Address], new: frozenset[Address] | None) -> bool:
+def _lost_none(old: frozenset[bytes], new: frozenset[bytes] | None) -> bool:
     return old is new or old <= (new or frozenset())
 
 

@@ -7,12 +7,13 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import is_
 
 from secgroups.agent.flow import Address, Direction
 from secgroups.agent.kernel.boxes import NetworkBox, PortBox, network_boxes, port_boxes
-from secgroups.agent.ruleset import AddressSet, GroupRules, Network, Rule, Ruleset
+from secgroups.agent.ruleset import GroupRules, Network, Rule, Ruleset, ServerBinding
 
 VERSIONS = (4, 6)
 
@@ -56,7 +57,7 @@ class Target:
     """All that is to be in force. ``guarded`` gives the policy of each address, None for one that nothing may pass.
 
     That is so while the rules of its server are not held, and for an address in ``shared``: two servers of this host claim it, and
-    nothing tells them apart. ``servers`` gives the addresses of each, ``members`` those that each remote group stands for.
+    nothing tells them apart. ``servers`` gives the addresses of each, ``members`` those that each remote group stands for, packed.
     """
 
     revision: int = 0
@@ -64,7 +65,11 @@ class Target:
     shared: frozenset[Address] = frozenset()
     servers: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     sides: Mapping[SideKey, SideRules] = field(default_factory=dict)
-    members: Mapping[str, frozenset[Address]] = field(default_factory=dict)
+    members: Mapping[str, frozenset[bytes]] = field(default_factory=dict)
+
+
+# ``guarded``, ``shared`` and ``servers`` of a target.
+Guarded = tuple[Mapping[Address, PolicyKey | None], frozenset[Address], Mapping[str, frozenset[Address]]]
 
 
 class Compiler:
@@ -72,20 +77,11 @@ class Compiler:
 
     def __init__(self) -> None:
         self._sides: dict[PolicyKey, tuple[tuple[GroupRules, ...], dict[SideKey, SideRules]]] = {}
-        self._members: dict[str, tuple[AddressSet, frozenset[Address]]] = {}
+        self._made_of: tuple[tuple[ServerBinding, ...], frozenset[str], Guarded] | None = None
 
     def target(self, ruleset: Ruleset) -> Target:
-        """Return what ``ruleset`` asks for."""
-        guarded: dict[Address, PolicyKey | None] = {}
-        shared: set[Address] = set()
-        for binding in ruleset.servers.values():
-            policy = tuple(sorted(set(binding.group_ids)))
-            held = all(group_id in ruleset.groups for group_id in policy)
-            for address in binding.addresses:
-                if address in guarded:
-                    shared.add(address)
-                guarded[address] = policy if held else None
-        guarded.update((address, None) for address in shared)
+        """Return what ``ruleset`` asks for. What is guarded is the same object as before if it is the same."""
+        guarded, shared, servers = self._guarded(ruleset)
         sides: dict[SideKey, SideRules] = {}
         compiled = {}
         for policy in {policy for policy in guarded.values() if policy is not None}:
@@ -96,22 +92,31 @@ class Compiler:
         return Target(
             revision=ruleset.revision,
             guarded=guarded,
-            shared=frozenset(shared),
-            servers={name: binding.addresses for name, binding in ruleset.servers.items()},
+            shared=shared,
+            servers=servers,
             sides=sides,
-            members=self._members_of(remotes, ruleset.sets),
+            members={group_id: ruleset.sets[group_id].packed if group_id in ruleset.sets else frozenset() for group_id in remotes},
         )
 
-    def _members_of(self, group_ids: Iterable[str], sets: Mapping[str, AddressSet]) -> dict[str, frozenset[Address]]:
-        held = {}
-        for group_id in group_ids:
-            source = sets.get(group_id)
-            if source is None:
-                continue
-            known = self._members.get(group_id)
-            held[group_id] = known if known is not None and known[0] is source else (source, frozenset(source.members))
-        self._members = held
-        return {group_id: held[group_id][1] if group_id in held else frozenset() for group_id in group_ids}
+    def _guarded(self, ruleset: Ruleset) -> Guarded:
+        bindings, groups = tuple(ruleset.servers.values()), ruleset.groups.keys()
+        if self._made_of is not None:
+            same_bindings, same_groups, made = self._made_of
+            if same_groups == groups and len(same_bindings) == len(bindings) and all(map(is_, same_bindings, bindings)):
+                return made
+        guarded: dict[Address, PolicyKey | None] = {}
+        shared: set[Address] = set()
+        for binding in bindings:
+            policy = tuple(sorted(set(binding.group_ids)))
+            held = policy if all(group_id in groups for group_id in policy) else None
+            for address in binding.addresses:
+                if address in guarded:
+                    shared.add(address)
+                guarded[address] = held
+        guarded.update((address, None) for address in shared)
+        made = guarded, frozenset(shared), {binding.server: binding.addresses for binding in bindings}
+        self._made_of = bindings, frozenset(groups), made
+        return made
 
     def _compiled(
         self, policy: PolicyKey, groups: tuple[GroupRules, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from typing import Any
 
 from secgroups.agent.kernel.boxes import NetworkBox, PortBox, Range
@@ -70,10 +70,12 @@ def count(counter: str) -> Expression:
 
 
 def key_of(value: Json) -> Json:
-    """Return an element's key: an address, a name, or a tuple of those for a concatenation."""
+    """Return an element's key: an address, packed or not, a name, or a tuple of those for a concatenation."""
     if isinstance(value, tuple):
         return {"concat": [key_of(part) for part in value]}
-    return str(value) if isinstance(value, IPv4Address | IPv6Address) else value
+    if isinstance(value, bytes):
+        value = ip_address(value)
+    return value if isinstance(value, str) else str(value)
 
 
 def box_element(made: PortBox | NetworkBox) -> Json:
