@@ -14,6 +14,7 @@ from netns import PROBE_WAIT_S, World
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action, Direction, Packet, Reason, Verdict
 from secgroups.agent.kernel.enforcer import KernelEnforcer
+from secgroups.agent.kernel.nft import Nft
 from secgroups.agent.kernel.settings import KernelSettings
 from secgroups.agent.ruleset import AddressSet, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 
@@ -63,9 +64,9 @@ class Rig:
         await self.enforcer.stop()
         await self.enforcer.clean_up()
 
-    def settings(self, settings: KernelSettings) -> None:
+    def settings(self, settings: KernelSettings, nft: Nft | None = None) -> None:
         """Work with other settings; before the first change."""
-        self.enforcer = KernelEnforcer(settings)
+        self.enforcer = KernelEnforcer(settings, nft)
 
     async def change(
         self,

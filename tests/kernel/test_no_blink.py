@@ -68,7 +68,7 @@ async def test_a_flood_notices_nothing_of_swaps(rig: Rig, swap: str) -> None:
                     same = allow("9-net", protocol=17, ports=53, network="203.0.113.0/24")
                     await rig.change(groups={"more": [other, same][: turn % 3], "web": [DNS] if turn % 3 != 2 else []})
                 case "members":
-                    await rig.change(members={"friends": [DB4, f"192.0.2.{turn}"] if turn % 2 else [DB4]})
+                    await rig.change(members={"friends": [DB4, f"192.0.2.{turn % 250}"] if turn % 2 else [DB4]})
                 case "bindings":
                     await rig.change(servers={WEB: ["web", "more", "db"] if turn % 2 else ["web"]})
                 case "agents":

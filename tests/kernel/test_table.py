@@ -66,7 +66,7 @@ async def test_foreign_tables_and_mark_bits_stay_as_they_are(guarded: Rig, tmp_p
         (mark,) = {int(word.removeprefix("mark=")) for word in marks.split() if word.startswith("mark=")}
         assert mark & 0xFF == 0x5A
         assert mark & 0xFFFFFF00
-        await guarded.enforcer.clean_up()
+        await guarded.close()
         marks = run("ip", "netns", "exec", guarded.world.router, "conntrack", "-L", "-p", "udp", "--dport", "53")
         assert "mark=90" in marks
         assert guarded.world.nft("list", "table", "inet", "foreign") == before
@@ -156,9 +156,11 @@ async def test_marks_of_before_do_not_count(guarded: Rig) -> None:
 
 
 async def test_a_refusal_of_nft_leaves_the_last_good_state_and_the_next_attempt_repairs(rig: Rig) -> None:
-    await rig.change(groups={"web": [HTTP, DNS]}, servers={WEB: ["web"]})
     failing = FailingNft()
-    rig.enforcer._nft = failing
+    rig.settings(KernelSettings(), failing)
+    await rig.change(groups={"web": [HTTP, DNS]}, servers={WEB: ["web"]})
+    await rig.stamped()
+    failing.well = False
     with pytest.raises(EnforcementError, match="nft ended with 1"):
         await rig.change(groups={"web": [HTTP]})
     assert rig.enforcer.revision == 1
@@ -171,13 +173,22 @@ async def test_a_refusal_of_nft_leaves_the_last_good_state_and_the_next_attempt_
 
 
 class FailingNft(Nft):
-    """The real nft, given a command too many that it refuses, until it is ``well``."""
+    """The real nft, given a command too many that it refuses, unless it is ``well``."""
 
-    well = False
+    well = True
 
     async def change(self, commands: list[dict[str, object]]) -> None:
         refused = [] if self.well else [{"delete": {"table": {"family": "inet", "name": "no-such-table"}}}]
         await super().change([*commands, *refused])
+
+
+async def test_a_second_agent_is_refused(guarded: Rig) -> None:
+    second = KernelEnforcer(KernelSettings())
+    with pytest.raises(EnforcementError, match="another agent enforces in this network namespace"):
+        await second.start(guarded.ruleset)
+    with pytest.raises(EnforcementError, match="another agent enforces in this network namespace"):
+        await second.clean_up()
+    assert guarded.agree(udp(CLIENT, WEB4, 53))
 
 
 async def test_an_address_that_two_servers_claim_is_closed_and_told(rig: Rig) -> None:

@@ -68,6 +68,18 @@ async def both(rig: Rig) -> Rig:
         (False, tcp(CLIENT, WEB4, 80, SYN_ACK)),
         (False, tcp(CLIENT, WEB4, 80, SYN, source_port=0)),
         (True, tcp(CLIENT, OTHER, 80)),
+        # Essential services, which no rule speaks of, and their neighbours.
+        (True, udp(WEB4, CLIENT, 67, source_port=68)),
+        (True, udp(CLIENT, WEB4, 68, source_port=67)),
+        (False, udp(CLIENT, WEB4, 67, source_port=68)),
+        (False, udp(WEB4, CLIENT, 68, source_port=67)),
+        (True, udp(WEB6, CLIENT6, 547, source_port=546)),
+        (False, udp(WEB6, CLIENT6, 546, source_port=547)),
+        (True, icmp(WEB6, CLIENT6, 135)),
+        (True, icmp(CLIENT6, WEB6, 136)),
+        (True, icmp(CLIENT6, WEB6, 134)),
+        (False, icmp(WEB6, CLIENT6, 134)),
+        (False, icmp(CLIENT6, WEB6, 133)),
     ],
     ids=str,
 )

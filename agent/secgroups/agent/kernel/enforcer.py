@@ -34,6 +34,7 @@ from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler, Target
 from secgroups.agent.kernel.settings import KernelSettings
 from secgroups.agent.kernel.skeleton import Features, hooks, skeleton
+from secgroups.agent.kernel.sole import Sole
 from secgroups.agent.kernel.statements import Table
 from secgroups.agent.kernel.verify import differences, shape_of_commands, shape_of_listing
 from secgroups.agent.kernel.watch import Culprit, TableWatch
@@ -56,6 +57,7 @@ class KernelEnforcer:
         self._features = Features(marks=settings.marks, essential_services=settings.essential_services, ports=bool(settings.ports))
         self._compiler = Compiler()
         self._changing = asyncio.Lock()
+        self._sole = Sole()
         # None: nothing is known of what the kernel holds.
         self._table: Table | None = None
         self._installed = Installed()
@@ -80,6 +82,7 @@ class KernelEnforcer:
 
         An agent that has lost what it knew (revision 0) leaves in force what an earlier one has put there, until it knows better.
         """
+        self._sole.take()
         try:
             self._watch.start()
         except OSError as error:
@@ -111,13 +114,16 @@ class KernelEnforcer:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        self._sole.give_up()
 
     async def clean_up(self) -> None:
-        """Remove our tables and clear our bits of all marks: nothing is enforced any more."""
+        """Remove our tables and our bits of all marks: nothing is enforced any more. EnforcementError, OSError if it can't be."""
+        self._sole.take()
         async with self._changing:
             self._table = None
             await self._nft.change([command for name in TABLES for command in Table(name).remove()])
             await asyncio.to_thread(clear_marks, self._settings.marks.mask)
+        self._sole.give_up()
 
     async def _enforce_wanted(self) -> None:
         if self._table is None:
