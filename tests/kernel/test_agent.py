@@ -17,6 +17,9 @@ from frames import frame
 from netns import World
 from running_system import System
 
+from secgroups.v1 import verdict_service_pb2 as pb
+from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
+
 WEB4, CLIENT = "10.0.0.9", "203.0.113.7"
 AGENT = "router-1"
 
@@ -65,6 +68,21 @@ def test_a_revision_in_force_is_in_force_for_real_packets(system: System, world:
     system.rule(group, 80)
     system.wait_in_force(system.revision())
     assert passes(world, tcp(CLIENT, WEB4, 80, ACK))
+
+
+def test_the_agents_figures_count_what_the_kernel_has_counted(system: System, world: World) -> None:
+    group = system.group("web")
+    rule = system.rule(group, 80)
+    system.wait_in_force(system.server("web", WEB4, AGENT, group))
+    assert passes(world, tcp(CLIENT, WEB4, 80))
+    assert not passes(world, tcp(CLIENT, WEB4, 81))
+    stats = system.ask(VerdictServiceStub, "GetStats", pb.GetStatsRequest(), system.stack.agents[AGENT].address)
+    assert dict(stats.verdicts) == {"REASON_NO_RULE": 1}
+    assert [(each.rule_id, each.packets, each.bytes) for each in stats.rules] == [(rule, 1, 40)]
+    world.nft("delete", "table", "inet", "secgroups-a")
+    # While it is put back, or after that: never an error, never less.
+    stats = system.ask(VerdictServiceStub, "GetStats", pb.GetStatsRequest(), system.stack.agents[AGENT].address)
+    assert dict(stats.verdicts) == {"REASON_NO_RULE": 1}
 
 
 def test_an_agent_that_is_killed_and_started_again_leaves_no_gap(system: System, world: World) -> None:

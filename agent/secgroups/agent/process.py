@@ -97,7 +97,7 @@ async def _subscribe_and_serve(
         reconnect_min_s=config.reconnect_min_s,
         reconnect_max_s=config.reconnect_max_s,
     )
-    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription))
+    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
     await server.start()
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
     ended = asyncio.create_task(_wait(stopped))

@@ -29,6 +29,7 @@ import structlog
 from secgroups.agent.errors import EnforcementError
 from secgroups.agent.flow import Direction
 from secgroups.agent.kernel.conntrack import clear_marks
+from secgroups.agent.kernel.counters import KernelCounters, KernelCounts
 from secgroups.agent.kernel.nft import Nft
 from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler, Target
@@ -56,6 +57,7 @@ class KernelEnforcer:
         self._nft = nft or Nft()
         self._features = Features(marks=settings.marks, essential_services=settings.essential_services, ports=bool(settings.ports))
         self._compiler = Compiler()
+        self._counters = KernelCounters()
         self._changing = asyncio.Lock()
         self._sole = Sole()
         # None: nothing is known of what the kernel holds.
@@ -107,6 +109,12 @@ class KernelEnforcer:
             except EnforcementError as error:
                 log.error("kernel_refused", revision=ruleset.revision, revision_in_force=self.revision, reason=str(error))  # noqa: TRY400
                 raise
+
+    async def counts(self) -> KernelCounts:
+        """Return what the kernel has counted until now. EnforcementError if it can't be read."""
+        async with self._changing:
+            listed = await self._nft.find_table(self._table.name) if self._table is not None else None
+            return self._counters.take(listed or ())
 
     async def stop(self) -> None:
         """Leave the kernel as it is, enforcing, and end what goes on here."""
