@@ -94,6 +94,14 @@ class Wire:
             if way != socket.PACKET_OUTGOING and kind in (b"\x08\x00", b"\x86\xdd") and not is_report:
                 return packet
 
+    def drain(self) -> None:
+        """Throw away what waits to be received."""
+        self.link.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self.link.recv(65_536)
+        self.link.settimeout(PROBE_WAIT_S)
+
 
 class World:
     """The namespaces; ``close`` removes them."""

@@ -3,7 +3,8 @@
 ``prepare`` adds what no packet meets yet; ``flip`` makes it count and takes away the old, atomically. Two, because a set with
 intervals in several dimensions shows its elements only a moment after the transaction that filled it has begun to hold
 (``nft_set_pipapo`` publishes its copy after the generation has changed): rules that came with it would meet it empty or, had it
-been changed in place, as it was. Sets of plain addresses have no such moment, they are changed in place.
+been changed in place, as it was. Sets of plain addresses have no such moment and are changed in place; where no set with intervals
+is new, one transaction does.
 
 Each side of a policy has a number P, and with each change of its rules a content number N:
 
@@ -12,7 +13,7 @@ Each side of a policy has a number P, and with each change of its rules a conten
     egress-P.N-4    checks, look-ups ─► egress-P-pass;  none found ─► deny-judged         never changed, replaced by P.N+1
 
 A side gets a new epoch when something may no longer be allowed: its rules change or a remote group loses a member. A member that
-joins needs none: what was allowed stays so, and what was not has no epoch.
+joins needs none: what was allowed stays so, and what was not has no epoch that is current.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ class Planner:
             *self._old_sides(installed, after),
             *self._old_groups(installed, after),
         ]
+        if not any("stmt" in command["add"].get("set", ()) for command in prepare):
+            # No boxes: nothing that would show late.
+            return Plan(prepare=[], flip=[*prepare, *flip], installed=after)
         return Plan(prepare=prepare, flip=flip, installed=after)
 
     def whole(self, installed: Installed) -> list[Command]:
