@@ -41,7 +41,7 @@ def lacking() -> str:
     """Return why there can be no namespaces here, empty if there can."""
     if os.geteuid() != 0:
         return "only root can make network namespaces"
-    for program, package in (("ip", "iproute2"), ("nft", "nftables")):
+    for program, package in (("ip", "iproute2"), ("nft", "nftables"), ("conntrack", "conntrack")):
         if shutil.which(program) is None:
             return f"{program} is not installed (Debian: apt-get install {package})"
     return "" if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0 else "namespaces are not allowed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
 from agent_world import ACK, SYN_ACK, reply, tcp
 from frames import frame
 from netns import World
-from running_system import System
+from running_system import System, wait_until
 
 from secgroups.v1 import verdict_service_pb2 as pb
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
@@ -113,6 +115,43 @@ def test_an_agent_that_is_killed_and_started_again_leaves_no_gap(system: System,
     assert passes(world, refused)
     system.wait_in_force(system.delete_rule(rule))
     assert not passes(world, refused)
+
+
+BREAKABLE_NFT = """#!/bin/sh
+if [ -e {folder}/broken ]; then echo "Error: Could not process rule: No buffer space available" >&2; exit 1; fi
+exec {nft} "$@"
+"""
+
+
+@pytest.fixture
+def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The nft that the agent finds fails while this file exists."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    nft = folder / "nft"
+    nft.write_text(BREAKABLE_NFT.format(folder=folder, nft=shutil.which("nft")))
+    nft.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "broken"
+
+
+def test_what_the_kernel_refuses_is_not_acknowledged_and_comes_into_force_when_it_can(
+    world: World, breakable: Path, system: System
+) -> None:
+    group = system.group("web", 80)
+    system.wait_in_force(system.server("web", WEB4, AGENT, group))
+    breakable.touch()
+    system.rule(group, 81)
+    wait_until(lambda: bool(system.logged(AGENT, "kernel_refused")), "the kernel refuses")
+    answer = system.wait_in_force(system.revision(), timeout_s=0.1)
+    assert not answer.in_force
+    assert [lag.agent_id for lag in answer.lagging] == [AGENT]
+    assert "No buffer space available" in system.logged(AGENT, "kernel_refused")[0]["reason"]
+    assert passes(world, tcp(CLIENT, WEB4, 80))
+    assert not passes(world, tcp(CLIENT, WEB4, 81))
+    breakable.unlink()
+    assert system.wait_in_force(system.revision()).in_force
+    assert passes(world, tcp(CLIENT, WEB4, 81, source_port=41_000))
 
 
 class Flood:
