@@ -140,9 +140,6 @@ class Table:
     def delete_set(self, name: str) -> Command:
         return {"delete": {"set": self._named(name)}}
 
-    def delete_map(self, name: str) -> Command:
-        return {"delete": {"map": self._named(name)}}
-
     def add_elements(self, name: str, elements: Iterable[Json]) -> Command:
         return {"add": {"element": self._named(name, elem=list(elements))}}
 
