@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secgroups.agent.errors import ConfigError
+from secgroups.agent.kernel.marks import DEFAULT_MASK, MarkLayout
+from secgroups.agent.kernel.settings import KernelSettings
 from secgroups.agent.settings import EngineSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_AGENT_"
 ID_CHARACTERS_MAX = 128
+ENFORCE_NFTABLES = "nftables"
+# IFNAMSIZ, less the zero at the end.
+INTERFACE_BYTES_MAX = 15
 
 _ENGINE = EngineSettings()
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -48,6 +53,10 @@ class AgentConfig:
     )
     reconnect_min_s: float = _setting(0.5, "bound of the first wait before connecting again")
     reconnect_max_s: float = _setting(30.0, "bound of every wait before connecting again")
+    enforce: str = _setting("", "nftables: this host's kernel enforces for real packets as well; none: verdicts only")
+    interface: str = _setting("", "SERVER=IFNAME: a server (project/id) found by interface too, with --enforce; may be repeated")
+    kernel_mark_mask: str = _setting(f"{DEFAULT_MASK:#x}", "bits of connection marks that are ours, with --enforce")
+    clean_up: bool = _setting(False, "remove from the kernel what --enforce put there, and end")
     ready_file: str = _setting("", "file to write the address to, as JSON, once the agent serves")
 
     def __post_init__(self) -> None:
@@ -65,6 +74,11 @@ class AgentConfig:
                 f"reconnect_min_s {self.reconnect_min_s} and reconnect_max_s {self.reconnect_max_s} must ascend within 0.001..3600"
             )
         self.engine_settings()
+        if self.enforce not in ("", ENFORCE_NFTABLES):
+            raise ConfigError(f"enforce {self.enforce!r} is not known; known is {ENFORCE_NFTABLES}")
+        if (self.interface or self.clean_up) and not self.enforce:
+            raise ConfigError(f"interface and clean_up are for --enforce {ENFORCE_NFTABLES}, which is not set")
+        self.kernel_settings()
 
     def engine_settings(self) -> EngineSettings:
         """Return the settings of the firewall."""
@@ -75,6 +89,36 @@ class AgentConfig:
             tcp_loose_s=self.tcp_loose_s,
             shards=self.shards,
         )
+
+    def kernel_settings(self) -> KernelSettings:
+        """Return the settings of the kernel's part."""
+        return KernelSettings(
+            marks=MarkLayout(_bits(self.kernel_mark_mask)),
+            essential_services=self.essential_services,
+            ports=_find_ports(self.interface),
+        )
+
+
+def _find_ports(value: str) -> dict[str, str]:
+    """Return the interface of each server."""
+    ports: dict[str, str] = {}
+    for item in filter(None, value.split(",")):
+        server, _, name = item.rpartition("=")
+        if "/" not in server or not 0 < len(name.encode()) <= INTERFACE_BYTES_MAX or "/" in name or any(map(str.isspace, name)):
+            raise ConfigError(
+                f"interface {item!r} is not SERVER=IFNAME, such as default/web-1=tap0, the name of 1 to {INTERFACE_BYTES_MAX} bytes"
+            )
+        if server in ports or name in ports.values():
+            raise ConfigError(f"interface {item!r}: the server or the interface is named twice")
+        ports[server] = name
+    return ports
+
+
+def _bits(value: str) -> int:
+    try:
+        return int(value, 0)
+    except ValueError:
+        raise ConfigError(f"kernel_mark_mask {value!r} is no number, such as {DEFAULT_MASK:#x}") from None
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> AgentConfig:
@@ -88,7 +132,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Age
     file = flags.pop("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG", "")
     values = _from_file(Path(file)) if file else {}
     values |= _from_environment(environment)
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values |= {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None}
     return AgentConfig(**values)
 
 
@@ -114,6 +158,8 @@ def _parser() -> _Parser:
         text = each.metadata["help"] + (f" (default {each.default})" if each.default != "" else "")
         if isinstance(each.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif each.name == "interface":
+            parser.add_argument(flag, action="append", help=text, metavar="SERVER=IFNAME")
         else:
             parser.add_argument(flag, type=type(each.default), default=None, help=text, metavar=each.name.upper())
     return parser

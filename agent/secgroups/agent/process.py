@@ -9,6 +9,7 @@ import signal
 import time
 import uuid
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from secgroups.agent.cache import LOCK_NAME, Cache, CachedState
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
-from secgroups.agent.errors import CacheError, ConfigError
+from secgroups.agent.errors import CacheError, ConfigError, EnforcementError
 from secgroups.agent.firewall import Firewall
+from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.long_lived import LongLived
 from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
@@ -41,6 +43,10 @@ async def run_agent(config: AgentConfig) -> None:
         loop.add_signal_handler(number, stopped.set)
     cache = Cache(Path(config.state_dir), config.agent_id)
     try:
+        if config.clean_up:
+            # The cache's lock is held: no agent of this folder is at work.
+            await clean_up_kernel(config)
+            return
         await _serve(config, cache, stopped)
     finally:
         cache.close()
@@ -53,6 +59,23 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
     replica = Replica(firewall, RemovalLimit(config.max_removal))
     if state is not None:
         replica.restore(state.ruleset, state.store_epoch, time.monotonic_ns(), timeline_id=state.timeline_id)
+    kernel = await enforce_in_kernel(config, firewall)
+    try:
+        await _subscribe_and_serve(config, cache, stopped, table, firewall, replica, kernel)
+    finally:
+        if kernel is not None:
+            await kernel.stop()
+
+
+async def _subscribe_and_serve(
+    config: AgentConfig,
+    cache: Cache,
+    stopped: asyncio.Event,
+    table: CompiledTable | None,
+    firewall: Firewall,
+    replica: Replica,
+    kernel: KernelEnforcer | None,
+) -> None:
     long_lived = LongLived()
     long_lived.note(len(replica.held))
     writer = CacheWriter(cache, replica)
@@ -70,10 +93,11 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
         firewall,
         replica,
         applied=applied,
+        enforce=partial(_enforce, kernel, firewall) if kernel is not None else None,
         reconnect_min_s=config.reconnect_min_s,
         reconnect_max_s=config.reconnect_max_s,
     )
-    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription))
+    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
     await server.start()
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
     ended = asyncio.create_task(_wait(stopped))
@@ -100,6 +124,32 @@ async def _serve(config: AgentConfig, cache: Cache, stopped: asyncio.Event) -> N
         await server.stop(STOP_GRACE_S)
         await writer.finish()
     log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
+
+
+async def enforce_in_kernel(config: AgentConfig, firewall: Firewall) -> KernelEnforcer | None:
+    """Have the kernel enforce what ``firewall`` has in force, if that is wanted. ConfigError if it can't be."""
+    if not config.enforce:
+        return None
+    kernel = KernelEnforcer(config.kernel_settings())
+    try:
+        await kernel.start(firewall.ruleset)
+    except EnforcementError as error:
+        await kernel.stop()
+        raise ConfigError(f"enforce {config.enforce}: {error}") from None
+    return kernel
+
+
+async def _enforce(kernel: KernelEnforcer, firewall: Firewall) -> None:
+    await kernel.apply(firewall.ruleset)
+
+
+async def clean_up_kernel(config: AgentConfig) -> None:
+    """Remove from the kernel what an agent has put there. ConfigError if that can't be done."""
+    try:
+        await KernelEnforcer(config.kernel_settings()).clean_up()
+    except (EnforcementError, OSError) as error:
+        raise ConfigError(f"clean_up: {error}") from None
+    log.info("kernel_cleaned_up", agent_id=config.agent_id)
 
 
 async def _wait(event: asyncio.Event) -> None:

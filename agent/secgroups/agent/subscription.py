@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import structlog
 
 from secgroups.agent.backoff import Backoff
 from secgroups.agent.convert import held_back_message
-from secgroups.agent.errors import BaseVersionError, HeldBackError, StreamError
+from secgroups.agent.errors import BaseVersionError, EnforcementError, HeldBackError, StreamError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
 from secgroups.agent.preview_answers import PreviewAnswers
@@ -74,7 +74,11 @@ class _EndedError(Exception):
 
 
 class Subscription:
-    """The agent's end of ``AgentService.Subscribe``. ``applied`` is called when something else is in force."""
+    """The agent's end of ``AgentService.Subscribe``. ``applied`` is called when something else is in force.
+
+    ``enforce`` has somebody else enforce what the firewall has in force, before that is acknowledged. If it raises
+    EnforcementError, nothing is acknowledged, and a full state is asked for again.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Subscription:
         replica: Replica,
         *,
         applied: Callable[[], None],
+        enforce: Callable[[], Awaitable[None]] | None = None,
         reconnect_min_s: float,
         reconnect_max_s: float,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -96,6 +101,7 @@ class Subscription:
         self._firewall = firewall
         self._replica = replica
         self._applied = applied
+        self._enforce = enforce
         self._backoff = Backoff(reconnect_min_s, reconnect_max_s, random.uniform)
         self._clock = clock
         self._connect = connect
@@ -124,7 +130,7 @@ class Subscription:
                 await self._hold(call)
         except _EndedError as ended:
             reason, asked_s = str(ended), ended.wait_s
-        except (StreamError, BaseVersionError) as error:
+        except (StreamError, BaseVersionError, EnforcementError) as error:
             self._replica.distrust()
             reason = str(error)
         except HeldBackError as error:
@@ -228,6 +234,8 @@ class Subscription:
         """Have what was applied saved, acknowledge and log it. It is saved whether or not the stream lives to hear of it."""
         if applied.objects:
             self._applied()
+        if self._enforce is not None:
+            await self._enforce()
         apply_us = (self._clock() - begun_ns) // 1000
         rejected = [
             pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from secgroups.agent.convert import held_back_message
-from secgroups.agent.errors import PacketError
+from secgroups.agent.errors import EnforcementError, PacketError
+from secgroups.agent.kernel.counters import KernelCounts
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
 from secgroups.agent.services.flows import list_flows
@@ -20,8 +22,10 @@ from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceServicer
 if TYPE_CHECKING:
     import grpc
 
+    from secgroups.agent.counters import RuleCount
     from secgroups.agent.firewall import Firewall
     from secgroups.agent.flow import Packet
+    from secgroups.agent.kernel.enforcer import KernelEnforcer
     from secgroups.agent.replica import Replica
     from secgroups.agent.subscription import Subscription
 
@@ -36,12 +40,14 @@ class Verdicts(VerdictServiceServicer):
         replica: Replica,
         subscription: Subscription,
         clock: Callable[[], int] = time.monotonic_ns,
+        kernel: KernelEnforcer | None = None,
     ) -> None:
         self._agent_id = agent_id
         self._firewall = firewall
         self._replica = replica
         self._subscription = subscription
         self._clock = clock
+        self._kernel = kernel
         self._watches = Watches(firewall, clock)
 
     def stop(self) -> None:
@@ -84,9 +90,14 @@ class Verdicts(VerdictServiceServicer):
     async def GetStats(
         self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.GetStatsResponse]
     ) -> pb.GetStatsResponse:
-        """Answer the figures of this moment."""
+        """Answer the figures of this moment; those of the kernel count in."""
+        try:
+            counts = await self._kernel.counts() if self._kernel is not None else KernelCounts()
+        except EnforcementError as error:
+            await refuse(context, error)
         now_ns = self._clock()
         stats = self._firewall.stats(now_ns)
+        verdicts = Counter(stats.verdicts) + Counter(counts.denied)
         response = pb.GetStatsResponse(
             agent_id=self._agent_id,
             applied_revision=self._replica.revision,
@@ -97,11 +108,8 @@ class Verdicts(VerdictServiceServicer):
             flows=stats.flows,
             flows_max=stats.flows_max,
             flows_by_state=stats.flows_by_state,
-            verdicts={f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()},
-            rules=[
-                pb.RuleCounter(rule_id=rule_id, packets=count.packets, bytes=count.bytes)
-                for rule_id, count in sorted(stats.rules.items())
-            ],
+            verdicts={f"REASON_{reason.name}": count for reason, count in verdicts.items()},
+            rules=_rule_counters(stats.rules, counts.rules),
             evicted=stats.evicted,
             from_cache=self._replica.from_cache,
         )
@@ -127,6 +135,15 @@ class Verdicts(VerdictServiceServicer):
         """Tell verdicts as they are given."""
         async for response in self._watches.watch(request, context):
             yield response
+
+
+def _rule_counters(*counted: Mapping[str, RuleCount]) -> list[pb.RuleCounter]:
+    packets: Counter[str] = Counter()
+    octets: Counter[str] = Counter()
+    for counts in counted:
+        packets.update({rule_id: count.packets for rule_id, count in counts.items()})
+        octets.update({rule_id: count.bytes for rule_id, count in counts.items()})
+    return [pb.RuleCounter(rule_id=rule_id, packets=packets[rule_id], bytes=octets[rule_id]) for rule_id in sorted(packets)]
 
 
 async def _packet(

@@ -1,0 +1,407 @@
+"""The chains and sets that every table of ours has, whatever the rules are.
+
+    hook (forward, input, output)
+      priority 0   HOOK-opener ──► opener        checks of the packet, then: who opened this connection?   ─► egress-P
+      priority 1   HOOK-answerer ──► answerer    and who answers it?                                       ─► ingress-P
+
+``accept`` ends a chain of a hook but not the packet's way: the chain of the next priority sees it too. So both ends of a connection
+between two servers of this host are judged, each by a chain of its own, and the first that drops it decides. A packet that has
+nothing to do with a server of ours falls through both and is left to other tables.
+
+Ends are found by the connection's tuple: the opener by the source of the original direction, the answerer by the source of the
+reply direction. That is the opening packet as it crosses this hook (behind DNAT, before SNAT), for packets of both directions.
+Packets without a connection (``invalid``, ``untracked``) are found by their own addresses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secgroups.agent.flow import Direction, Reason
+from secgroups.agent.kernel.marks import MarkLayout
+from secgroups.agent.kernel.statements import (
+    ACCEPT,
+    DROP,
+    RETURN,
+    Command,
+    Expression,
+    Json,
+    Table,
+    bits,
+    concat,
+    count,
+    ct,
+    goto,
+    header,
+    jump,
+    match,
+    meta,
+    one_of,
+    set_mark,
+    verdict_of,
+)
+
+HOOKS = ("forward", "input", "output")
+ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
+IP = {4: "ip", 6: "ip6"}
+FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
+
+# Reasons that this backend gives; each has a chain deny-REASON and a counter REASON.
+REASONS = (
+    Reason.UNKNOWN_SERVER,
+    Reason.NO_RULESET,
+    Reason.INVALID_PACKET,
+    Reason.ROGUE_SERVICE,
+    Reason.SPOOFED_SOURCE,
+    Reason.NOT_LOCAL,
+    Reason.INVALID_STATE,
+    Reason.NO_RULE,
+    Reason.REVOKED,
+)
+DENY_JUDGED = "deny-judged"
+
+ICMP_PROTOCOLS = one_of(1, 58)
+WITHOUT_CONNECTION = match(ct("state"), ["invalid", "untracked"], "in")
+CONFIRMED = match(ct("status"), "confirmed", "in")
+_UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
+
+_UNSPECIFIED = "0.0.0.0"  # noqa: S104 - not bound to, matched
+_SOURCES_OF_NOTHING = {
+    4: one_of(
+        _UNSPECIFIED,
+        {"prefix": {"addr": "127.0.0.0", "len": 8}},
+        {"prefix": {"addr": "224.0.0.0", "len": 4}},
+        "255.255.255.255",
+    ),
+    6: one_of(
+        "::",
+        "::1",
+        {"prefix": {"addr": "::ffff:0:0", "len": 96}},
+        {"prefix": {"addr": "ff00::", "len": 8}},
+    ),
+}
+_FOR_MANY = {
+    4: one_of({"prefix": {"addr": "224.0.0.0", "len": 4}}, "255.255.255.255"),
+    6: {"prefix": {"addr": "ff00::", "len": 8}},
+}
+_LINK_LOCAL_SOURCES = one_of("::", {"prefix": {"addr": "fe80::", "len": 10}})
+_MAPPED = {"prefix": {"addr": "::ffff:0:0", "len": 96}}
+# (source, destination) ports of a DHCP client's requests, by IP version.
+_DHCP = {4: (68, 67), 6: (546, 547)}
+# SEMANTICS 3: neighbour discovery and multicast listener.
+_NEIGHBOURS = {Direction.EGRESS: one_of(131, 132, 133, 135, 136, 143), Direction.INGRESS: one_of(130, 134, 135, 136)}
+_ROUTER_ADVERTISEMENT = 134
+# As in ``screening``: RFC 792, as in nf_conntrack, and RFC 4443, section 2.1.
+_ICMP_ERRORS: dict[int, Json] = {4: one_of(3, 4, 5, 11, 12), 6: {"range": [0, 127]}}
+# The quoted packet begins with its IP version, behind the eight bytes of the error's own header.
+_QUOTED_VERSION_BIT = 64
+_ICMP_REPLIES = {4: one_of(0, 14, 16, 18), 6: one_of(129, 140)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What the shared chains are made for; ``ports`` says that servers are found by interface as well as by address."""
+
+    marks: MarkLayout
+    essential_services: bool = True
+    ports: bool = False
+
+
+def deny(reason: Reason) -> str:
+    """Return the chain that drops and counts for ``reason``."""
+    return f"deny-{reason.name.lower()}"
+
+
+def opening(direction: Direction) -> str:
+    """Return the chain of the checks that go before rules of ``direction``."""
+    return f"opening-{direction.name.lower()}"
+
+
+def set_types() -> dict[str, tuple[str, ...]]:
+    """Return the types of the keys of all shared sets and verdict maps, by name."""
+    types: dict[str, tuple[str, ...]] = {"ports": ("ifname",), "known_ports": ("ifname",), "port_answers": ("ifname",)}
+    for version, address in ADDRESS_TYPES.items():
+        types |= {f"{name}{version}": (address,) for name in ("servers", "opens", "answers")}
+        types[f"pairs{version}"] = (address, address)
+        types[f"port_sources{version}"] = ("ifname", address)
+    return types
+
+
+def is_verdict_map(name: str) -> bool:
+    """Whether the elements of a shared set carry a verdict."""
+    return name.startswith(("opens", "answers", "port_answers"))
+
+
+def skeleton(table: Table, features: Features) -> list[Command]:
+    """Return the commands for all shared chains, sets and counters, hooked to nothing."""
+    commands = [table.add()]
+    for name, types in set_types().items():
+        commands.append(table.add_verdict_map(name, types) if is_verdict_map(name) else table.add_set(name, types))
+    commands += _denials(table)
+    for chain in ("opener", "answerer", "reverse-path", "rogue", "related", "port-source", "port-destination", "impossible"):
+        commands.append(table.add_chain(chain))
+    for direction in Direction:
+        commands += [table.add_chain(opening(direction)), table.add_chain(_stateless(direction))]
+    commands += _impossible(table) + _rogue(table, features) + _related(table) + _reverse_path(table)
+    commands += _port_source(table, features) + _port_destination(table, features)
+    commands += _opener(table, features) + _answerer(table, features)
+    for direction in Direction:
+        commands += _opening(table, features, direction) + _without_connection(table, features, direction)
+    return commands
+
+
+def hooks(table: Table) -> list[Command]:
+    """Return the commands that put packets through ``table``: the last step, and an atomic one."""
+    commands = []
+    for hook in HOOKS:
+        for priority, role in enumerate(("opener", "answerer")):
+            chain = f"{hook}-{role}"
+            commands.append(table.add_base_chain(chain, hook, priority))
+            if hook != "forward":
+                interface = meta("iifname" if hook == "input" else "oifname")
+                commands.append(table.add_rule(chain, "this host to itself", match(interface, "lo"), ACCEPT))
+            if role == "opener" and hook != "output":
+                commands.append(table.add_rule(chain, "nobody takes a server's address", jump("reverse-path")))
+            commands.append(table.add_rule(chain, f"judge the {role}", goto(role)))
+    return commands
+
+
+def _stateless(direction: Direction) -> str:
+    return f"stateless-{direction.name.lower()}"
+
+
+def _denials(table: Table) -> list[Command]:
+    commands = []
+    for reason in REASONS:
+        counter, chain = reason.name.lower(), deny(reason)
+        commands += [table.add_counter(counter), table.add_chain(chain)]
+        commands.append(table.add_rule(chain, reason.name, count(counter), DROP))
+    commands += [
+        table.add_chain(DENY_JUDGED),
+        table.add_rule(DENY_JUDGED, "a connection that was allowed before", CONFIRMED, goto(deny(Reason.REVOKED))),
+        table.add_rule(DENY_JUDGED, "no rule allows it", goto(deny(Reason.NO_RULE))),
+    ]
+    return commands
+
+
+def _impossible(table: Table) -> list[Command]:
+    refused = goto(deny(Reason.INVALID_PACKET))
+    ported = match(meta("l4proto"), one_of(6, 17, 132))
+    rules: list[tuple[str, tuple[Expression, ...]]] = [
+        ("source port 0", (ported, match(header("th", "sport"), 0), refused)),
+        ("destination port 0", (ported, match(header("th", "dport"), 0), refused)),
+        ("ICMPv6 in IPv4", (match(meta("nfproto"), "ipv4"), match(meta("l4proto"), 58), refused)),
+        ("ICMP in IPv6", (match(meta("nfproto"), "ipv6"), match(meta("l4proto"), 1), refused)),
+        ("nothing comes from there", (match(header("ip", "saddr"), _SOURCES_OF_NOTHING[4]), refused)),
+        ("nothing comes from there", (match(header("ip6", "saddr"), _SOURCES_OF_NOTHING[6]), refused)),
+        ("IPv4-mapped", (match(header("ip6", "daddr"), _MAPPED), refused)),
+    ]
+    return [table.add_rule("impossible", comment, *expressions) for comment, expressions in rules]
+
+
+def _rogue(table: Table, features: Features) -> list[Command]:
+    refused = goto(deny(Reason.ROGUE_SERVICE))
+    commands = [
+        table.add_rule("rogue", "from a server", match(header(IP[version], "saddr"), f"@servers{version}"), refused)
+        for version in IP
+    ]
+    if features.ports:
+        commands.append(table.add_rule("rogue", "from a server's interface", match(meta("iifname"), "@ports"), refused))
+    return commands
+
+
+def _related(table: Table) -> list[Command]:
+    """An error about a connection comes from one of its ends or from a router, not from another server of this host."""
+    commands = []
+    for version, ip in IP.items():
+        for way, end in (("reply", "reply"), ("original", "original")):
+            commands.append(
+                table.add_rule(
+                    "related",
+                    "an error of a server about the connection of others",
+                    match(header(ip, "saddr"), f"@servers{version}"),
+                    match(ct("direction"), way),
+                    match(concat(header(ip, "saddr"), ct(f"{ip} saddr", end)), f"@pairs{version}", "!="),
+                    goto(deny(Reason.INVALID_STATE)),
+                )
+            )
+    return commands
+
+
+def _reverse_path(table: Table) -> list[Command]:
+    no_way_back = match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, 0)
+    return [
+        table.add_rule(
+            "reverse-path",
+            "not where this host would send its answers",
+            match(header(IP[version], "saddr"), f"@servers{version}"),
+            no_way_back,
+            goto(deny(Reason.SPOOFED_SOURCE)),
+        )
+        for version in IP
+    ]
+
+
+def _port_source(table: Table, features: Features) -> list[Command]:
+    chain = "port-source"
+    commands = [
+        table.add_rule(
+            chain,
+            "its server is not known",
+            match(meta("iifname"), "@known_ports", "!="),
+            goto(deny(Reason.UNKNOWN_SERVER)),
+        )
+    ]
+    for version, ip in IP.items():
+        own = match(concat(meta("iifname"), header(ip, "saddr")), f"@port_sources{version}")
+        commands.append(table.add_rule(chain, "an address of the server", own, RETURN))
+    if features.essential_services:
+        link_local = match(header("ip6", "saddr"), _LINK_LOCAL_SOURCES)
+        neighbours = match(header("icmpv6", "type"), _NEIGHBOURS[Direction.EGRESS])
+        commands += [
+            table.add_rule(chain, "DHCP client", match(header("ip", "saddr"), _UNSPECIFIED), *_udp(*_DHCP[4]), ACCEPT),
+            table.add_rule(chain, "DHCPv6 client", link_local, *_udp(*_DHCP[6]), ACCEPT),
+            table.add_rule(chain, "neighbour discovery", link_local, neighbours, ACCEPT),
+        ]
+    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.SPOOFED_SOURCE))))
+    return commands
+
+
+def _port_destination(table: Table, features: Features) -> list[Command]:
+    chain = "port-destination"
+    commands = [
+        table.add_rule(
+            chain,
+            "its server is not known",
+            match(meta("oifname"), "@known_ports", "!="),
+            goto(deny(Reason.UNKNOWN_SERVER)),
+        )
+    ]
+    for version, ip in IP.items():
+        own = match(concat(meta("oifname"), header(ip, "daddr")), f"@port_sources{version}")
+        commands.append(table.add_rule(chain, "an address of the server", own, RETURN))
+    if features.essential_services:
+        neighbours = match(header("icmpv6", "type"), _NEIGHBOURS[Direction.INGRESS])
+        commands += [
+            table.add_rule(chain, "DHCP client", match(meta("nfproto"), "ipv4"), *_udp(*reversed(_DHCP[4])), ACCEPT),
+            table.add_rule(chain, "DHCPv6 client", match(meta("nfproto"), "ipv6"), *_udp(*reversed(_DHCP[6])), ACCEPT),
+            table.add_rule(chain, "neighbour discovery", neighbours, ACCEPT),
+        ]
+    for version, ip in IP.items():
+        commands.append(table.add_rule(chain, "for many", match(header(ip, "daddr"), _FOR_MANY[version]), RETURN))
+    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.NOT_LOCAL))))
+    return commands
+
+
+def _udp(source: int, destination: int) -> tuple[Expression, ...]:
+    return match(header("udp", "sport"), source), match(header("udp", "dport"), destination)
+
+
+def _opener(table: Table, features: Features) -> list[Command]:
+    chain = "opener"
+    mask = features.marks.mask
+    rogue_ports = one_of(*({"concat": [server, client]} for client, server in _DHCP.values()))
+    inherited = match(bits(ct("mark"), mask), 0, "!=")
+    commands = [
+        # A connection that another one announced (FTP) is born with the mark of that one.
+        table.add_rule(chain, "a new connection was never judged", _UNCONFIRMED, inherited, set_mark(mask, 0)),
+        table.add_rule(
+            chain,
+            "DHCP servers",
+            match(meta("l4proto"), 17),
+            match(concat(header("th", "sport"), header("th", "dport")), rogue_ports),
+            jump("rogue"),
+        ),
+        table.add_rule(chain, "routers", match(header("icmpv6", "type"), _ROUTER_ADVERTISEMENT), jump("rogue")),
+    ]
+    if features.ports:
+        commands.append(table.add_rule(chain, "from a server's interface", match(meta("iifname"), "@ports"), jump("port-source")))
+    commands += [
+        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, verdict_of(header(IP[version], "saddr"), f"opens{version}"))
+        for version in IP
+    ]
+    commands.append(
+        table.add_rule(
+            chain, "errors", match(ct("state"), "related", "in"), match(meta("l4proto"), ICMP_PROTOCOLS), jump("related")
+        )
+    )
+    commands += [
+        table.add_rule(chain, "by connection", verdict_of(ct(f"{IP[version]} saddr", "original"), f"opens{version}"))
+        for version in IP
+    ]
+    return commands
+
+
+def _answerer(table: Table, features: Features) -> list[Command]:
+    chain = "answerer"
+    commands = []
+    if features.ports:
+        to_port = match(meta("oifname"), "@ports")
+        commands.append(table.add_rule(chain, "to a server's interface", to_port, jump("port-destination")))
+        commands += [
+            table.add_rule(
+                chain,
+                "for many",
+                match(header(IP[version], "daddr"), _FOR_MANY[version]),
+                verdict_of(meta("oifname"), "port_answers"),
+            )
+            for version in IP
+        ]
+    commands += [
+        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, verdict_of(header(IP[version], "daddr"), f"answers{version}"))
+        for version in IP
+    ]
+    commands += [
+        table.add_rule(chain, "by connection", verdict_of(ct(f"{IP[version]} saddr", "reply"), f"answers{version}"))
+        for version in IP
+    ]
+    return commands
+
+
+def _opening(table: Table, features: Features, direction: Direction) -> list[Command]:
+    chain = opening(direction)
+    commands = [table.add_rule(chain, "no connection", WITHOUT_CONNECTION, goto(_stateless(direction)))]
+    if features.essential_services:
+        for version, (client, server) in _DHCP.items():
+            source, destination = (client, server) if direction is Direction.EGRESS else (server, client)
+            commands.append(
+                table.add_rule(
+                    chain,
+                    "DHCP client",
+                    match(meta("nfproto"), FAMILY_NAMES[version]),
+                    match(meta("l4proto"), 17),
+                    match(ct("proto-src", "original"), source),
+                    match(ct("proto-src", "reply"), destination),
+                    ACCEPT,
+                )
+            )
+    flags = bits(header("tcp", "flags"), ["fin", "syn", "rst", "ack"])
+    return [
+        *commands,
+        table.add_rule(chain, "a connection that was allowed before", CONFIRMED, RETURN),
+        table.add_rule(chain, "TCP in mid-stream", match(flags, "syn", "!="), goto(deny(Reason.INVALID_STATE))),
+        table.add_rule(chain, "no such packet", jump("impossible")),
+    ]
+
+
+def _without_connection(table: Table, features: Features, direction: Direction) -> list[Command]:
+    chain = _stateless(direction)
+    refused = goto(deny(Reason.INVALID_STATE))
+    commands = [
+        table.add_rule(chain, "only ICMP goes without", match(meta("l4proto"), ICMP_PROTOCOLS, "!="), refused),
+        table.add_rule(chain, "no such packet", jump("impossible")),
+    ]
+    if features.essential_services:
+        neighbours = match(header("icmpv6", "type"), _NEIGHBOURS[direction])
+        commands.append(table.add_rule(chain, "neighbour discovery", neighbours, ACCEPT))
+    for version, field in ((4, "icmp"), (6, "icmpv6")):
+        kind = header(field, "type")
+        errors = match(kind, _ICMP_ERRORS[version])
+        # A packet that ends before that does not match.
+        quotes = match({"payload": {"base": "th", "offset": _QUOTED_VERSION_BIT, "len": 4}}, version)
+        commands += [
+            table.add_rule(chain, "an answer to nothing", match(kind, _ICMP_REPLIES[version]), refused),
+            table.add_rule(chain, "an error that quotes a packet", errors, quotes, RETURN),
+            table.add_rule(chain, "an error about nothing", errors, goto(deny(Reason.INVALID_PACKET))),
+        ]
+    return commands

@@ -1,0 +1,240 @@
+"""What real packets and changes cost with ``--enforce nftables``, between network namespaces on this machine. Needs root.
+
+Packets: UDP packets of one established connection, sent one by one from a host through the router to another, in processor time of
+the sending process, which over veth pairs is that of the whole path: without any rules, with a small stateful ruleset written by
+hand (the yardstick) and with ours, 1,000 rules and 10,000 members; then packets that no rule allows. The three take turns.
+
+Changes: a member that joins or leaves a group of 10,000, and the first start with 1,000 servers, as the enforcer takes them. And,
+with a controller and an agent as processes, the time from the call that deletes a rule to the last packet that still passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
+
+import structlog
+from agent_world import ACK, SYN_ACK, reply, tcp, udp
+from frames import frame
+from netns import World, inside, lacking, run
+from rig import WEB, Rig, allow
+from running_system import System
+
+from secgroups.agent.kernel.enforcer import KernelEnforcer
+from secgroups.agent.kernel.settings import KernelSettings
+from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
+
+WEB4, CLIENT = "10.0.0.9", "203.0.113.7"
+TURNS = 5
+PACKETS = 20_000
+MEMBERS, RULES, SERVERS = 10_000, 1_000, 1_000
+MEMBER_CHANGES = 20
+REVOCATIONS = 40
+AGENT = "bench"
+
+BY_HAND = """
+table inet by_hand {
+    set servers { type ipv4_addr; elements = { 10.0.0.9, 10.0.0.5 } }
+    set ports { type inet_service; flags interval; elements = { 53, 1000-1010, 2000-2010 } }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        ct state invalid drop
+        ip daddr @servers udp dport @ports accept
+    }
+}
+"""
+
+Row = dict[str, float]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    if why := lacking():
+        sys.exit(f"error: {why}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    report = measure()
+    print(json.dumps(report) if options.json else "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+def measure() -> dict[str, object]:
+    """Return all figures by name."""
+    world = World()
+    try:
+        with tempfile.TemporaryDirectory(prefix="secgroups-bench-") as folder, inside(world.router):
+            world.silence(True)
+            rows = asyncio.run(packets(world, Path(folder))) | asyncio.run(changes()) | revocations(world, Path(folder))
+    finally:
+        world.close()
+    conditions = f"{RULES} rules, {MEMBERS} members, {SERVERS} servers; {TURNS} turns of {PACKETS} packets"
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}, {run('nft', '--version').split()[1]}"
+    return {**{name: round(value, 3) for name, value in rows.items()}, "conditions": conditions, "machine": machine}
+
+
+def many_rules() -> list[Rule]:
+    """A third each from anywhere, from networks and from a group; last the one that the measured packets need."""
+    rules = [
+        allow(
+            f"{number:04}",
+            protocol=6 if number % 2 else 17,
+            ports=(1_000 + 20 * number, 1_010 + 20 * number),
+            network=f"20.{number % 200}.0.0/16" if number % 3 == 0 else "",
+            group="big" if number % 3 == 1 else "",
+        )
+        for number in range(RULES - 1)
+    ]
+    return [*rules, allow("9999", protocol=17, ports=53)]
+
+
+def members(count: int) -> frozenset[IPv4Address]:
+    return frozenset(IPv4Address(0x0A800000 + number) for number in range(count))
+
+
+async def packets(world: World, folder: Path) -> Row:
+    """Return nanoseconds a packet."""
+    by_hand = folder / "by_hand.nft"
+    by_hand.write_text(BY_HAND)
+    rules = many_rules()
+    taken: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        taken.setdefault("bare_ns", []).append(flood(world, 53))
+        world.nft("-f", str(by_hand))
+        taken.setdefault("handwritten_ns", []).append(flood(world, 53))
+        taken.setdefault("handwritten_denied_ns", []).append(flood(world, 54))
+        world.nft("delete", "table", "inet", "by_hand")
+        rig = Rig(world)
+        try:
+            await rig.change(groups={"web": rules}, servers={WEB: ["web"]}, members={"big": map(str, members(MEMBERS))})
+            await rig.stamped()
+            taken.setdefault("ours_ns", []).append(flood(world, 53))
+            taken.setdefault("ours_denied_ns", []).append(flood(world, 54))
+        finally:
+            await rig.close()
+    rows = {name: statistics.median(values) for name, values in taken.items()}
+    ratios = [ours / yardstick for ours, yardstick in zip(taken["ours_ns"], taken["handwritten_ns"], strict=True)]
+    return {**rows, "ours_over_handwritten": statistics.median(ratios)}
+
+
+def flood(world: World, port: int) -> float:
+    opening = udp(CLIENT, WEB4, port)
+    client, web = world.wires["client"], world.wires["web"]
+    client.send(frame(opening))
+    web.send(frame(udp(WEB4, CLIENT, opening.source_port, source_port=port)))
+    sent = client.router_mac + client.mac + b"\x08\x00" + frame(opening)
+    begun = time.process_time_ns()
+    for _ in range(PACKETS):
+        client.link.send(sent)
+    taken = time.process_time_ns() - begun
+    for wire in (client, web):
+        wire.drain()
+    return taken / PACKETS
+
+
+async def changes() -> Row:
+    """Return how long the enforcer takes, in milliseconds or seconds."""
+    names = [f"g{number}" for number in range(5)]
+    rules = many_rules()
+    groups = {
+        name: GroupRules(group_id=name, version=1, name=name, rules=tuple(rules[number::5])) for number, name in enumerate(names)
+    }
+    servers = {
+        f"p/s{number}": ServerBinding(
+            server=f"p/s{number}",
+            version=1,
+            addresses=frozenset({ip_address(0x0A000001 + number)}),
+            group_ids=tuple(names[: 1 + number % 5]),
+        )
+        for number in range(SERVERS)
+    }
+
+    def of(revision: int, count: int) -> Ruleset:
+        held = AddressSet(group_id="big", version=revision, members=members(count))
+        return Ruleset(revision=revision, sets={"big": held}, groups=groups, servers=servers)
+
+    enforcer = KernelEnforcer(KernelSettings())
+    joins, leaves = [], []
+    try:
+        begun = time.perf_counter()
+        await enforcer.start(of(1, MEMBERS))
+        started_s = time.perf_counter() - begun
+        while not enforcer.stamps:
+            await asyncio.sleep(0.01)
+        for number in range(MEMBER_CHANGES):
+            more, fewer = of(2 + 2 * number, MEMBERS + 1), of(3 + 2 * number, MEMBERS)
+            joins.append(await _timed(enforcer, more))
+            leaves.append(await _timed(enforcer, fewer))
+    finally:
+        await enforcer.stop()
+        await enforcer.clean_up()
+    return {
+        "apply_1000_servers_s": started_s,
+        "member_update_ms": statistics.median(joins),
+        "member_removal_ms": statistics.median(leaves),
+    }
+
+
+async def _timed(enforcer: KernelEnforcer, ruleset: Ruleset) -> float:
+    begun = time.perf_counter()
+    await enforcer.apply(ruleset)
+    return (time.perf_counter() - begun) * 1e3
+
+
+def revocations(world: World, folder: Path) -> Row:
+    """Return milliseconds from the call that deletes a rule to the last packet of its connection that arrives."""
+    os.environ["SECGROUPS_AGENT_ENFORCE"] = "nftables"
+    system = System(folder, [AGENT])
+    taken = []
+    pinned = os.sched_getaffinity(0)
+    try:
+        # Packets stay on one processor, controller and agent may use both.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        system.start()
+        os.sched_setaffinity(0, pinned)
+        group = system.group("web")
+        system.wait_in_force(system.server("web", WEB4, AGENT, group))
+        for number in range(REVOCATIONS):
+            rule = system.rule(group, 80)
+            system.wait_in_force()
+            opening = tcp(CLIENT, WEB4, 80, source_port=20_000 + number)
+            assert world.passes("client", frame(opening), "web")
+            assert world.passes("web", frame(reply(opening, tcp_flags=SYN_ACK)), "client")
+            later = tcp(CLIENT, WEB4, 80, ACK, source_port=20_000 + number)
+            taken.append(_last_after(world, frame(later), partial(system.delete_rule, rule)))
+    finally:
+        system.stop()
+        world.nft("flush", "ruleset")
+    return {"revoke_to_drop_ms": statistics.median(taken), "revoke_to_drop_p99_ms": max(taken)}
+
+
+def _last_after(world: World, packet: bytes, delete: Callable[[], object]) -> float:
+    deleting = threading.Thread(target=delete)
+    begun = last = time.perf_counter()
+    deleting.start()
+    while world.passes("client", packet, "web"):
+        last = time.perf_counter()
+    deleting.join()
+    assert last > begun, "not one packet passed before the rule was deleted"
+    return (last - begun) * 1e3
+
+
+if __name__ == "__main__":
+    main()
