@@ -128,7 +128,7 @@ def _delay_text(agent: pb.Agent, share: float) -> str:
     """Return the bound that a share of an agent's changes were in force within, empty if there were none."""
     delays = agent.report.commit_to_in_force
     total, seen = sum(delays.counts), 0
-    if not total or len(delays.counts) != len(delays.upper_bounds_micros) + 1:
+    if not total or not delays.upper_bounds_micros or len(delays.counts) != len(delays.upper_bounds_micros) + 1:
         return ""
     for bound_us, count in zip(delays.upper_bounds_micros, delays.counts, strict=False):
         seen += count
