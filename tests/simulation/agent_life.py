@@ -168,6 +168,7 @@ class AgentLife:
             reconnect_min_s=0.2,
             reconnect_max_s=world.plan.reconnect_max_s,
             clock=self.now_ns,
+            time_of_day_ns=lambda: world.wall_ns(host.clock_ns),
             connect=lambda _: Dialling(self),  # type: ignore[arg-type, return-value]
         )
         self._tasks = [asyncio.create_task(self.subscription.run()), asyncio.create_task(self._writer.run())]

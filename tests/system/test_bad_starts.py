@@ -97,6 +97,8 @@ def controller_in(data: Path, folder: Path) -> Process:
         (["rules_per_group", "0", "1 to"], ["--data-dir", "{folder}", "--rules-per-group", "0"], {}),
         (["log_level", "loud", "debug"], ["--data-dir", "{folder}", "--log-level", "loud"], {}),
         (["listen", "0.0.0.0:7700", "loopback"], ["--data-dir", "{folder}", "--listen", "0.0.0.0:7700"], {}),
+        (["metrics_listen", "0.0.0.0:9464", "loopback"], ["--data-dir", "{folder}", "--metrics-listen", "0.0.0.0:9464"], {}),
+        (["metrics_listen", "unix:x", "HOST:PORT"], ["--data-dir", "{folder}", "--metrics-listen", "unix:x"], {}),
         (["admin_listen", "[::]:1", "loopback"], ["--data-dir", "{folder}", "--admin-listen", "[::]:1"], {}),
         (["listen", "127.0.0.1:99999", "65535"], ["--data-dir", "{folder}", "--listen", "127.0.0.1:99999"], {}),
         (["heartbeat_s", "nan", "0.01"], ["--data-dir", "{folder}", "--heartbeat-s", "nan"], {}),
@@ -186,7 +188,7 @@ def test_an_address_or_a_ready_file_that_can_not_be_made_is_named(
         assert refused(module, *good, *flags) == f"error: {expected}\n"
 
 
-@pytest.mark.parametrize("flag", ["--listen", "--admin-listen"])
+@pytest.mark.parametrize("flag", ["--listen", "--admin-listen", "--metrics-listen"])
 def test_a_port_in_use_is_named(tmp_path: Path, taken_port: int, flag: str) -> None:
     line = refused("secgroups.controller", *controller_arguments(tmp_path), flag, f"127.0.0.1:{taken_port}")
     assert f"127.0.0.1:{taken_port}" in line
@@ -217,6 +219,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, taken_port: int, flag: str) -> N
         (["max_removal 0.0", "above 0 and at most 1"], ["--max-removal", "0"], {}),
         (["max_removal 1.1", "above 0 and at most 1"], [], {"SECGROUPS_AGENT_MAX_REMOVAL": "1.1"}),
         (["max_removal nan", "above 0 and at most 1"], ["--max-removal", "nan"], {}),
+        (["metrics_listen", "0.0.0.0:9465", "loopback"], ["--metrics-listen", "0.0.0.0:9465"], {}),
         (["reconnect_min_s", "9", "2"], ["--reconnect-min-s", "9", "--reconnect-max-s", "2"], {}),
         (["{folder}/none.toml", "can't be read"], ["--config", "{folder}/none.toml"], {}),
         (["unknown key frobnicate"], ["--config", "{folder}/unknown.toml"], {}),

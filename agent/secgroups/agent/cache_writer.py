@@ -26,6 +26,7 @@ class CacheWriter:
         self._changed = asyncio.Event()
         self._unsaved = False
         self._failed = False
+        self.failures = 0
 
     def note(self) -> None:
         """Say that what is in force has changed."""
@@ -64,6 +65,7 @@ class CacheWriter:
         except OSError as error:
             # What is in force stays in force, and the old file is still whole. It is tried again each interval, and said once.
             self.note()
+            self.failures += 1
             if not self._failed:
                 log.error("cache_not_written", folder=str(self._cache.folder), reason=error.strerror)  # noqa: TRY400
             self._failed = True

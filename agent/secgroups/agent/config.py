@@ -57,6 +57,7 @@ class AgentConfig:
     interface: str = _setting("", "SERVER=IFNAME: a server (project/id) found by interface too, with --enforce; may be repeated")
     kernel_mark_mask: str = _setting(f"{DEFAULT_MASK:#x}", "bits of connection marks that are ours, with --enforce")
     clean_up: bool = _setting(False, "remove from the kernel what --enforce put there, and end")
+    metrics_listen: str = _setting("", "where to answer Prometheus over HTTP: loopback HOST:PORT; none: nowhere")
     ready_file: str = _setting("", "file to write the address to, as JSON, once the agent serves")
 
     def __post_init__(self) -> None:
@@ -67,6 +68,8 @@ class AgentConfig:
         _check_endpoint("listen", self.listen, port_min=0)
         if not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0]):
             raise ConfigError(f"listen {self.listen} is not on loopback; without TLS only loopback and unix:PATH are allowed")
+        if self.metrics_listen:
+            _check_tcp_on_loopback("metrics_listen", self.metrics_listen)
         if not 0 < self.max_removal <= 1:
             raise ConfigError(f"max_removal {self.max_removal} is not a share: it must be above 0 and at most 1")
         if not 0.001 <= self.reconnect_min_s <= self.reconnect_max_s <= 3600:
@@ -226,6 +229,14 @@ def _check_endpoint(name: str, value: str, *, port_min: int) -> None:
     host, _, port = value.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not port_min <= int(port) <= 65_535:
         raise ConfigError(f"{name} {value!r} is neither HOST:PORT, port {port_min} to 65535, nor unix:PATH")
+
+
+def _check_tcp_on_loopback(name: str, value: str) -> None:
+    if value.startswith("unix:"):
+        raise ConfigError(f"{name} {value} must be HOST:PORT on loopback")
+    _check_endpoint(name, value, port_min=0)
+    if not _is_loopback(value.rpartition(":")[0]):
+        raise ConfigError(f"{name} {value} is not on loopback; without TLS only loopback is allowed")
 
 
 def _is_loopback(host: str) -> bool:

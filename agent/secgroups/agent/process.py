@@ -24,6 +24,8 @@ from secgroups.agent.errors import CacheError, ConfigError, EnforcementError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.long_lived import LongLived
+from secgroups.agent.metrics import collect
+from secgroups.agent.metrics_server import Collect, MetricsServer
 from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
@@ -99,11 +101,13 @@ async def _subscribe_and_serve(
     )
     server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
     await server.start()
+    read = partial(collect, firewall, replica, subscription, writer, time.monotonic_ns, program_version())
+    metrics = serve_metrics(config, read)
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
     ended = asyncio.create_task(_wait(stopped))
     try:
         if config.ready_file:
-            write_ready_file(Path(config.ready_file), server.address)
+            write_ready_file(Path(config.ready_file), server.address, metrics.address if metrics else "")
         log.info(
             "agent_started",
             agent_id=config.agent_id,
@@ -121,6 +125,8 @@ async def _subscribe_and_serve(
         for task in (ended, *background):
             task.cancel()
         await asyncio.gather(ended, *background, return_exceptions=True)
+        if metrics is not None:
+            await metrics.stop()
         await server.stop(STOP_GRACE_S)
         await writer.finish()
     log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
@@ -212,11 +218,16 @@ def identity_of(config: AgentConfig) -> Identity:
     return Identity(agent_id=config.agent_id, boot_id=str(uuid.uuid4()), boot_time_ns=boot_time_ns, version=program_version())
 
 
-def write_ready_file(path: Path, address: str) -> None:
+def serve_metrics(config: AgentConfig, read: Collect) -> MetricsServer | None:
+    """Answer Prometheus, if that is wanted. ConfigError if it can't be."""
+    return MetricsServer(config.metrics_listen, read, asyncio.get_running_loop()) if config.metrics_listen else None
+
+
+def write_ready_file(path: Path, address: str, metrics_address: str) -> None:
     """Tell whoever started this agent that it serves, and where; all at once. ConfigError if that can't be written."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        new.write_text(json.dumps({"address": address}) + "\n")
+        new.write_text(json.dumps({"address": address, "metrics_address": metrics_address}) + "\n")
         new.replace(path)
     except OSError as error:
         raise ConfigError(f"ready_file {path} can't be written: {error.strerror}") from None

@@ -123,6 +123,11 @@ class Replica:
         return self._held
 
     @property
+    def rejected_count(self) -> int:
+        """How many objects can't be enforced in the version that was told."""
+        return len(self._rejected)
+
+    @property
     def resume_epoch(self) -> str:
         """The store epoch to go on from; empty if there is nothing that can be trusted."""
         return self.store_epoch if self._trusted else ""

@@ -19,6 +19,7 @@ import structlog
 
 from secgroups.agent.backoff import Backoff
 from secgroups.agent.convert import held_back_message
+from secgroups.agent.delays import Delays
 from secgroups.agent.errors import BaseVersionError, EnforcementError, HeldBackError, StreamError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
@@ -92,6 +93,7 @@ class Subscription:
         reconnect_min_s: float,
         reconnect_max_s: float,
         clock: Callable[[], int] = time.monotonic_ns,
+        time_of_day_ns: Callable[[], int] = time.time_ns,
         connect: Connect = connect,
     ) -> None:
         self.connected = False
@@ -104,6 +106,10 @@ class Subscription:
         self._enforce = enforce
         self._backoff = Backoff(reconnect_min_s, reconnect_max_s, random.uniform)
         self._clock = clock
+        self._time_of_day_ns = time_of_day_ns
+        # From the commit of the oldest change of an update until it was in force, and how long applying took.
+        self.commit_to_in_force = Delays()
+        self.apply_times = Delays()
         self._connect = connect
         self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
         self._writing = asyncio.Lock()
@@ -214,7 +220,7 @@ class Subscription:
                     receipt = pb.Ack(applied_revision=self._replica.revision, received_nonce=message.update.nonce)
                     await self._say(call, pb.SubscribeRequest(ack=receipt))
                 else:
-                    await self._in_force(call, applied, begun_ns)
+                    await self._in_force(call, applied, begun_ns, message.update.oldest_commit_time.ToNanoseconds())
             case "sync_point":
                 await self._in_force(call, self._replica.sync_point(message.sync_point, begun_ns), begun_ns)
                 self._backoff.reset()
@@ -230,13 +236,20 @@ class Subscription:
                 raise StreamError("a second welcome")
             # What a newer controller may say besides is not for this agent.
 
-    async def _in_force(self, call: Call, applied: Applied, begun_ns: int) -> None:
-        """Have what was applied saved, acknowledge and log it. It is saved whether or not the stream lives to hear of it."""
+    async def _in_force(self, call: Call, applied: Applied, begun_ns: int, commit_ns: int = 0) -> None:
+        """Have what was applied saved, acknowledge and log it. It is saved whether or not the stream lives to hear of it.
+
+        ``commit_ns`` is when the oldest change of it was committed, nanoseconds since the epoch; 0 if that does not matter.
+        """
         if applied.objects:
             self._applied()
         if self._enforce is not None:
             await self._enforce()
         apply_us = (self._clock() - begun_ns) // 1000
+        if applied.objects:
+            self.apply_times.add(apply_us)
+        if commit_ns:
+            self.commit_to_in_force.add((self._time_of_day_ns() - commit_ns) // 1000)
         rejected = [
             pb.RejectedObject(object=_object_version(refused.key, refused.version), code=UNIMPLEMENTED, message=refused.message)
             for refused in applied.rejected
@@ -305,7 +318,9 @@ class Subscription:
             stats = self._firewall.stats(self._clock())
             denies = sum(count for reason, count in stats.verdicts.items() if reason.action is Action.DENY)
             verdicts = {f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()}
-            report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts)
+            delays = self.commit_to_in_force.counted()
+            histogram = pb.DelayHistogram(upper_bounds_micros=delays.bounds_us, counts=delays.counts, sum_micros=delays.sum_us)
+            report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts, commit_to_in_force=histogram)
             if not await self._mention(call, pb.SubscribeRequest(report=report)):
                 return
 

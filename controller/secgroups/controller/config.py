@@ -38,6 +38,7 @@ class ControllerConfig:
 
     listen: str = _setting("127.0.0.1:7700", "where to answer: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
     admin_listen: str = _setting("127.0.0.1:7701", "where to answer channelz and health, same form as listen")
+    metrics_listen: str = _setting("", "where to answer Prometheus over HTTP: loopback HOST:PORT; none: nowhere")
     data_dir: str = _setting("", "folder of the database secgroups.db; must exist unless --create is given")
     create: bool = _setting(False, "make the data directory if there is none")
     log_level: str = _setting("info", "debug (every call), info (changes and refusals), warning or error")
@@ -57,6 +58,10 @@ class ControllerConfig:
             raise ConfigError("data_dir is missing: name the folder that keeps the database (--data-dir DIR)")
         for name in ("listen", "admin_listen"):
             _check_endpoint(name, getattr(self, name))
+        if self.metrics_listen:
+            if self.metrics_listen.startswith("unix:"):
+                raise ConfigError(f"metrics_listen {self.metrics_listen} must be HOST:PORT on loopback")
+            _check_endpoint("metrics_listen", self.metrics_listen)
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:

@@ -93,6 +93,11 @@ class Core:
         self._preview_timeout_s = preview_timeout_s
         self._writer = start_writer(self._work)
 
+    @property
+    def waiting(self) -> int:
+        """How many mutations wait for the disk."""
+        return self._waiting
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` with every revision's changes, right after the state has them; return how to stop that."""
         self._listeners.append(listener)

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -32,6 +32,9 @@ from secgroups.controller.errors import (
     StaleEtagError,
     StoreUnavailableError,
 )
+
+if TYPE_CHECKING:
+    from secgroups.controller.metrics import Counts
 
 log = structlog.get_logger(__name__)
 
@@ -154,11 +157,12 @@ def _wire_size(text: str) -> int:
 class ErrorsAndLog(grpc.aio.ServerInterceptor):
     """Wraps the calls of the product's own services, each handler once; health and reflection pass as they are.
 
-    ``log_reads`` logs reads that go well too.
+    ``log_reads`` logs reads that go well too. ``counts`` counts them all.
     """
 
-    def __init__(self, *, log_reads: bool = False) -> None:
+    def __init__(self, counts: Counts, *, log_reads: bool = False) -> None:
         self._log_reads = log_reads
+        self._counts = counts
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -174,11 +178,13 @@ class ErrorsAndLog(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OWN_SERVICES):
             return handler
-        self._wrapped[method] = _wrapped(method, handler, log_reads=self._log_reads)
+        self._wrapped[method] = _wrapped(method, handler, self._counts, log_reads=self._log_reads)
         return self._wrapped[method]
 
 
-def _wrapped(method: str, handler: grpc.RpcMethodHandler[Any, Any], *, log_reads: bool) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(
+    method: str, handler: grpc.RpcMethodHandler[Any, Any], counts: Counts, *, log_reads: bool
+) -> grpc.RpcMethodHandler[Any, Any]:
     make: Any
     if handler.request_streaming:
         make, call = grpc.stream_stream_rpc_method_handler, handler.stream_stream
@@ -187,35 +193,45 @@ def _wrapped(method: str, handler: grpc.RpcMethodHandler[Any, Any], *, log_reads
     else:
         make, call = grpc.unary_unary_rpc_method_handler, handler.unary_unary
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        _guarded(method.removeprefix(_OWN_SERVICES), call, log_reads=log_reads),
+        _guarded(method.removeprefix(_OWN_SERVICES), call, counts, is_unary=not handler.response_streaming, log_reads=log_reads),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
     return made
 
 
-def _guarded(method: str, call: Any, *, log_reads: bool) -> Any:
+def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_reads: bool) -> Any:
     is_read = method.partition("/")[2].startswith(_READS)
     level = logging.DEBUG if is_read else logging.INFO
+
+    def count(code: str, started_ns: int) -> None:
+        counts.calls[method, code] += 1
+        if is_unary:
+            counts.unary.add((time.perf_counter_ns() - started_ns) // 1000)
 
     async def handle(request: Any, context: Any) -> Any:
         started_ns = time.perf_counter_ns()
         try:
             response = await call(request, context)
         except ControllerError as error:
+            count(error.code, started_ns)
             status = status_of(error)
             _log(logging.INFO, method, error.code, request, context, started_ns, reason=status.message)
             await _abort(context, status)
         except asyncio.CancelledError:
+            count("CANCELLED", started_ns)
             _log(logging.INFO, method, "CANCELLED", request, context, started_ns)
             raise
         except grpc.aio.AbortError:
+            count(_code_name(context), started_ns)
             _log(logging.INFO, method, _code_name(context), request, context, started_ns)
             raise
         except Exception:
             incident = str(uuid.uuid4())
+            count("INTERNAL", started_ns)
             log.exception("rpc_crashed", method=method, incident=incident, peer=context.peer())
             await _abort(context, _internal(incident))
+        count("OK", started_ns)
         if log_reads or not is_read:
             _log(level, method, "OK", request, context, started_ns, revision=getattr(response, "revision", None))
         return response

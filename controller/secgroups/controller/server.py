@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.config import ControllerConfig
 from secgroups.controller.core import Core
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.metrics import Counts, collect
+from secgroups.controller.metrics_server import MetricsServer
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.groups import GroupService
@@ -105,7 +109,8 @@ class ControllerServer:
         self._watchers = Watchers(config.watchers_max)
         self._unlisten = core.listen(self._watchers.changed)
         self._health = health.aio.HealthServicer()
-        interceptors = [ErrorsAndLog(log_reads=config.log_level == "debug")]
+        self._counts = Counts()
+        interceptors = [ErrorsAndLog(self._counts, log_reads=config.log_level == "debug")]
         self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
@@ -114,13 +119,19 @@ class ControllerServer:
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
         self._rulesets = RulesetService(core, self._watchers)
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
-        add_agents_to_server(Agents(core, StreamSettings(heartbeat_s=config.heartbeat_s)), self._api)
+        settings = StreamSettings(heartbeat_s=config.heartbeat_s)
+        add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
         self._add_health_and_reflection(self._api, SERVICES)
         self._admin = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)
         self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
         self.address = _bind(self._api, "listen", config.listen)
         self.admin_address = _bind(self._admin, "admin_listen", config.admin_listen)
+        self._metrics = None
+        if config.metrics_listen:
+            read = partial(collect, core, self._counts, SYSTEM_CLOCKS)
+            self._metrics = MetricsServer(config.metrics_listen, read, asyncio.get_running_loop())
+        self.metrics_address = self._metrics.address if self._metrics else ""
 
     def _add_health_and_reflection(self, server: grpc.aio.Server, services: Sequence[str]) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -138,6 +149,8 @@ class ControllerServer:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, end streams, and end the calls that run after ``grace_s``."""
         await self._health.enter_graceful_shutdown()
+        if self._metrics is not None:
+            await self._metrics.stop()
         self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
         self._rulesets.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
@@ -272,8 +285,9 @@ def _data_dir(config: ControllerConfig) -> Path:
 def _write_ready_file(path: Path, server: ControllerServer) -> None:
     """Tell whoever started this controller that it serves, and where; all at once. ConfigError if that can't be written."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
+    addresses = {"address": server.address, "admin_address": server.admin_address, "metrics_address": server.metrics_address}
     try:
-        new.write_text(json.dumps({"address": server.address, "admin_address": server.admin_address}) + "\n")
+        new.write_text(json.dumps(addresses) + "\n")
         new.replace(path)
     except OSError as error:
         raise ConfigError(f"ready_file {path} can't be written: {error.strerror}") from None

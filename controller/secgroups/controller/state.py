@@ -154,6 +154,15 @@ class State:
                 self._server_by_address[after.project, address] = after.id
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Return how many objects there are of each kind. Takes time in proportion to the projects."""
+        return {
+            "group": sum(len(shelf.by_id) for shelf in self._groups.values()),
+            "rule": sum(len(shelf.by_id) for shelf in self._rules.values()),
+            "server": sum(len(shelf.by_id) for shelf in self._servers.values()),
+        }
+
+    @property
     def projects(self) -> list[str]:
         return sorted(project for project, shelf in self._groups.items() if shelf.by_id)
 

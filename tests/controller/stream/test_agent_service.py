@@ -17,6 +17,7 @@ from secgroups.controller import operations as ops
 from secgroups.controller.clocks import Clocks
 from secgroups.controller.core import Core
 from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.metrics import Counts
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.waiting import wait_for_revision
 from secgroups.controller.store.sqlite import SqliteStore
@@ -77,7 +78,7 @@ async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
     """Serve; a test may give a heartbeat of its own."""
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False))
     settings = StreamSettings(heartbeat_s=getattr(request, "param", HEARTBEAT_S), hello_timeout_s=0.3)
-    server = grpc.aio.server(interceptors=[ErrorsAndLog()])
+    server = grpc.aio.server(interceptors=[ErrorsAndLog(Counts())])
     clocks = Clocks(time_of_day_ns=lambda: time.time_ns() + made.clock_ahead_ns)
     add_agents_to_server(Agents(core, settings, clocks), server)
     add_RulesetServiceServicer_to_server(Waiting(core), server)

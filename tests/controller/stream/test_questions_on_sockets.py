@@ -14,6 +14,7 @@ from stream_world import ops
 
 from secgroups.controller.core import Core
 from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.metrics import Counts
 from secgroups.controller.model import Limits
 from secgroups.controller.preview import FlowsCut
 from secgroups.controller.questions import QUESTIONS_MAX
@@ -56,7 +57,7 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     core = Core(SqliteStore(tmp_path / "secgroups.db", durable=False), preview_timeout_s=PREVIEW_TIMEOUT_S)
-    server = grpc.aio.server(interceptors=[ErrorsAndLog()])
+    server = grpc.aio.server(interceptors=[ErrorsAndLog(Counts())])
     add_agents_to_server(Agents(core, StreamSettings(heartbeat_s=5)), server)
     add_ServerServiceServicer_to_server(ServerService(core, Limits()), server)
     port = server.add_insecure_port("127.0.0.1:0")

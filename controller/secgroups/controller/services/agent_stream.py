@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 from google.protobuf.message import DecodeError
 
-from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
 from secgroups.controller.stream_messages import GoAway, Outbound, Report, Update, Welcome
@@ -16,6 +15,8 @@ from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
     from secgroups.controller.channel import AgentChannel
+    from secgroups.controller.clocks import Clocks
+    from secgroups.controller.metrics import Counts
     from secgroups.controller.publisher import Publisher
     from secgroups.controller.services.pace import Pace
     from secgroups.controller.services.stream_wire import Wire
@@ -49,8 +50,10 @@ class AgentStream:
         wire: Wire,
         settings: StreamSettings,
         pace: Pace,
-        clocks: Clocks = SYSTEM_CLOCKS,
+        clocks: Clocks,
+        counts: Counts,
     ) -> None:
+        self._counts = counts
         self._context = context
         self._publisher = publisher
         self._wire = wire
@@ -144,6 +147,7 @@ class AgentStream:
             if channel.ended:
                 return channel.ending_reason
             if messages and isinstance(messages[0], Welcome):
+                self._counts.streams[channel.mode.name] += 1
                 log.info("agent_welcomed", agent_id=channel.agent_id, mode=channel.mode.name, reason=channel.mode_reason)
             if messages and isinstance(messages[-1], Update) and not messages[-1].more:
                 self._quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
@@ -210,7 +214,10 @@ class AgentStream:
 
     async def _write(self, message: Outbound) -> None:
         self._writing_since_s = self._clocks.monotonic_s()
-        await self._context.write(self._wire.encoded(message))
+        encoded = self._wire.encoded(message)
+        self._counts.messages += 1
+        self._counts.message_bytes += len(encoded)
+        await self._context.write(encoded)
         self._writing_since_s = None
 
 

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.convert import page_size_of, page_start, page_token, required, timestamp
 from secgroups.controller.errors import NotFoundError
+from secgroups.controller.metrics import Counts
 from secgroups.controller.services.agent_stream import AgentStream
 from secgroups.controller.services.pace import Pace
 from secgroups.controller.services.stream_wire import Wire, held_back_message, rejected_message, report_message
@@ -32,8 +33,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["AgentService"]
 class Agents(AgentServiceServicer):
     """The agents of ``core``."""
 
-    def __init__(self, core: Core, settings: StreamSettings | None = None, clocks: Clocks = SYSTEM_CLOCKS) -> None:
+    def __init__(
+        self, core: Core, settings: StreamSettings | None = None, clocks: Clocks = SYSTEM_CLOCKS, counts: Counts | None = None
+    ) -> None:
         self._core = core
+        self._counts = counts or Counts()
         self._clocks = clocks
         self._settings = settings or StreamSettings()
         self._wire = Wire(core.controller_id, self._settings.heartbeat_s)
@@ -41,7 +45,7 @@ class Agents(AgentServiceServicer):
 
     async def Subscribe(self, request_iterator: AsyncIterator[bytes], context: Any) -> None:  # type: ignore[override]
         """Feed one agent, in bytes, through ``context``: messages are made of ready parts, and a write that hangs is given up."""
-        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks).run()
+        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks, self._counts).run()
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse]
