@@ -38,7 +38,13 @@ def in_ports(spec: types.RuleSpec) -> types.RuleSpec:
     return changed
 
 
-@pytest.mark.parametrize("newer", [in_spec, in_ports])
+def in_anywhere(spec: types.RuleSpec) -> types.RuleSpec:
+    changed = types.RuleSpec.FromString(spec.SerializeToString())
+    changed.anywhere.MergeFromString(UNKNOWN)
+    return changed
+
+
+@pytest.mark.parametrize("newer", [in_spec, in_ports, in_anywhere])
 def test_a_spec_with_a_field_that_is_not_known_is_refused_each_time_and_the_one_without_is_not(newer) -> None:
     for _ in range(2):
         assert group_rules(group_of(SSH)).rules == (MEANT,)

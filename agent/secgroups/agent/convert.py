@@ -122,6 +122,7 @@ def _meaning(data: bytes) -> _Meaning:
     spec = types.RuleSpec.FromString(data)
     _refuse_unknown(spec)
     _refuse_unknown(spec.ports)
+    _refuse_unknown(spec.anywhere)
     if spec.direction not in (types.DIRECTION_INGRESS, types.DIRECTION_EGRESS):
         raise UnenforceableError(f"direction {spec.direction} is not known to this agent")
     ports = None

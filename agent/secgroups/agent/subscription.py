@@ -20,7 +20,7 @@ import structlog
 from secgroups.agent.backoff import Backoff
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.delays import Delays
-from secgroups.agent.errors import BaseVersionError, EnforcementError, HeldBackError, StreamError
+from secgroups.agent.errors import BaseVersionError, EnforcementError, HeldBackError, StreamError, UnenforceableError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
 from secgroups.agent.preview_answers import PreviewAnswers
@@ -136,7 +136,7 @@ class Subscription:
                 await self._hold(call)
         except _EndedError as ended:
             reason, asked_s = str(ended), ended.wait_s
-        except (StreamError, BaseVersionError, EnforcementError) as error:
+        except (StreamError, BaseVersionError, EnforcementError, UnenforceableError) as error:
             self._replica.distrust()
             reason = str(error)
         except HeldBackError as error:

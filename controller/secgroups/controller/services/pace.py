@@ -17,9 +17,9 @@ from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 # Some milliseconds' worth of sending.
 TURN_STREAMS = 16
 # The share of the time that sending may take on and on; the rest is for acknowledgements, calls and the disk.
-SHARE = 0.35
+SHARE = 0.5
 # What may be taken at once: several thousand streams' worth, so that a single change never waits for its budget.
-BURST_S = 0.4
+BURST_S = 1.0
 
 
 class Pace:

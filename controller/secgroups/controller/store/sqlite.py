@@ -134,6 +134,7 @@ class SqliteStore:
         revision, answers_kept, compacted = self.revision, 0, None
         results: list[Committed[Any] | Exception] = []
         changes: list[Change] = []
+        kept_before = self._answers_kept, self._pruned_us, self._rows_unpruned
         try:
             self._end_what_failed()
             with self._database.atomic():
@@ -155,6 +156,8 @@ class SqliteStore:
             return results
         except sqlite3.Error as error:
             if not self._took_effect(revision):
+                # What was forgotten in it is there again.
+                self._answers_kept, self._pruned_us, self._rows_unpruned = kept_before
                 message = f"the store can't be written now ({error}); nothing was changed, try again"
                 return [StoreUnavailableError(message) for _ in batch]
         self.revision = revision
