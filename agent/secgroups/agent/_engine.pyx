@@ -237,7 +237,7 @@ cdef class Core:
         server.generation, server.standing, server.policy, server.epoch = generation, standing, policy, epoch
         if self.engine.epochs != NULL:
             self.engine.epochs[number] = epoch
-        server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else 0
+        server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else NIL
 
     def forget_server(self, uint32_t number):
         """A server that is absent has no endpoints any more; its number may be another one's."""

@@ -26,36 +26,42 @@ cdef inline void finish(Shard *shard, Case *case, uint64_t now_ns) noexcept nogi
 
 
 cdef inline void begin_long_way(Case *case) noexcept nogil:
-    """Make of a plain packet what ``prepare`` would."""
+    """Make of an ordinary packet what ``prepare`` would."""
     case.kind = KIND_KEYED
     case.flow = NIL
     case.rule = 0
     case.opened = case.is_malformed = 0
     case.quote = NULL
+    case.key.remote[0], case.key.remote[1] = case.remote[0], case.remote[1]
+    sg_set_word(&case.key.endpoint, case.ends)
+    case.key.protocol, case.key.opened_by = case.record.protocol, 0
 
 
 cdef inline void enter(Engine *engine, Shard *shard, Case *case, const Quote *quotes, uint32_t quotes_count) noexcept nogil:
     """The first stage: what to look for, and ask for the memory in which it is indexed."""
     if sg_unlikely(not prepare_quick(engine, shard, case)):
-        if sg_unlikely(not prepare_plain(engine, case)):
-            prepare(engine, case, quotes, quotes_count)
-            if case.kind != KIND_KEYED:
-                return
-        prefetch_root(engine, &case.key)
+        prepare(engine, case, quotes, quotes_count)
+        if case.kind != KIND_KEYED:
+            return
         case.hash = hash_of(shard, &case.key)
-    sg_prefetch(shard.index + <size_t>chunk_of(shard, case.hash) * CHUNK_WORDS)
+    case.chunk = chunk_of(shard, case.hash)
+    sg_prefetch(case.chunk)
 
 
-cdef inline void locate(Engine *engine, Shard *shard, Case *case) noexcept nogil:
-    """The second stage: where that is, and ask for the memory of the flow, or of what rules may say."""
+cdef inline void locate(const Shard *shard, Case *case, uint32_t places) noexcept nogil:
+    """The second stage: where that is, and ask for the memory of the flow. ``places`` is that of the shard."""
+    cdef uint32_t fits
     if sg_unlikely(case.kind < KIND_KEYED):
         return
-    case.found = first_guess(shard, case.hash)
-    case.indexed = shard.indexed
-    if sg_likely(case.found < NOWHERE):
-        sg_prefetch(&shard.flows[case.found])
-    elif case.kind == KIND_PLAIN:
-        prefetch_bundles(engine, case.server.policy, &case.key, case.record.direction)
+    fits = sg_match(case.chunk, ~places, tag_of(places, case.hash))
+    if sg_likely(fits):
+        case.found = case.chunk[sg_lowest_bit(fits)] & places
+    else:
+        case.found = next_guess(shard, case.chunk, case.hash)
+        case.indexed = shard.indexed
+        if case.found >= NOWHERE:
+            return
+    sg_prefetch(&shard.flows[case.found])
 
 
 cdef void take_long_way(
@@ -63,11 +69,12 @@ cdef void take_long_way(
 ) noexcept nogil:
     """The third stage for what is not simply let through."""
     cdef uint32_t guessed = case.found
-    if case.kind == KIND_QUICK and not prepare_plain(engine, case):
-        prepare(engine, case, quotes, quotes_count)
-        case.found = guessed
-    if case.kind == KIND_PLAIN:
-        begin_long_way(case)
+    if case.kind == KIND_QUICK:
+        if sg_likely(is_ordinary(engine, case)):
+            begin_long_way(case)
+        else:
+            prepare(engine, case, quotes, quotes_count)
+            case.found = guessed
     if case.kind == KIND_KEYED and case.found == NOWHERE and shard.indexed != case.indexed:
         # A packet before this one may have opened it.
         case.found = NIL
@@ -79,43 +86,71 @@ cdef void take_long_way(
         offer(engine, case, verdict, now_ns)
 
 
-cdef inline bint take_short_way(Engine *engine, Shard *shard, Case *case, uint64_t now_ns, PackedVerdict *verdict) noexcept nogil:
-    """The third stage for what is simply let through; False if this is not."""
-    if sg_unlikely(case.kind != KIND_QUICK or not go_on(engine, shard, case, now_ns, verdict)):
-        return False
-    if sg_unlikely(engine.taps_open):
-        case.reason, case.quote = REASON_ESTABLISHED, NULL
-        offer(engine, case, verdict, now_ns)
-    return True
-
-
-cdef void decide_batch(
-    Engine *engine, Shard *shard, const Record **records, uint32_t count, const Quote *quotes, uint32_t quotes_count,
-    uint64_t now_ns, const uint64_t *times, PackedVerdict **verdicts,
+cdef inline void enter_all(
+    Engine *engine, Shard *shard, const Batch *batch, Case *cases, uint32_t first, uint32_t count
 ) noexcept nogil:
-    """Judge ``count`` packets of servers of this shard, which is locked; each at its own of ``times``, if given.
+    cdef uint32_t at
+    for at in range(count):
+        cases[at].record = &batch.records[first + at]
+        enter(engine, shard, &cases[at], batch.quotes, batch.quotes_count)
 
-    While one is judged, the memory of those behind it is on its way: the stages of a packet are AHEAD packets apart.
-    """
-    cdef Case ring[RING]
-    cdef uint32_t ahead = min(AHEAD, count), step, established = 0
-    cdef Case *case
-    for step in range(count + 2 * ahead):
-        if step < count:
-            case = &ring[step & (RING - 1)]
-            case.record = records[step]
-            enter(engine, shard, case, quotes, quotes_count)
-        if step >= ahead and step - ahead < count:
-            locate(engine, shard, &ring[(step - ahead) & (RING - 1)])
-        if step >= 2 * ahead:
-            case = &ring[(step - 2 * ahead) & (RING - 1)]
-            if times != NULL:
-                now_ns = times[step - 2 * ahead]
-            if sg_likely(take_short_way(engine, shard, case, now_ns, verdicts[step - 2 * ahead])):
-                established += 1
-            else:
-                take_long_way(engine, shard, case, quotes, quotes_count, now_ns, verdicts[step - 2 * ahead])
+
+cdef inline void locate_all(const Shard *shard, Case *cases, uint32_t count) noexcept nogil:
+    cdef uint32_t at, places = shard.places
+    for at in range(count):
+        locate(shard, &cases[at], places)
+
+
+cdef inline void judge_all(
+    Engine *engine, Shard *shard, const Batch *batch, Case *cases, uint32_t first, uint32_t count
+) noexcept nogil:
+    cdef uint32_t at, established = 0
+    cdef uint64_t now_ns = batch.now_ns
+    cdef const uint64_t *times = batch.times
+    cdef PackedVerdict *verdict = &batch.verdicts[first]
+    cdef bint is_watched = engine.taps_open != 0
+    for at in range(count):
+        if times != NULL:
+            now_ns = times[first + at]
+        if sg_unlikely(not go_on(engine, shard, &cases[at], now_ns, verdict)):
+            take_long_way(engine, shard, &cases[at], batch.quotes, batch.quotes_count, now_ns, verdict)
+        else:
+            established += 1
+            if sg_unlikely(is_watched):
+                offer_established(engine, &cases[at], verdict, now_ns)
+        verdict += 1
     shard.reasons[REASON_ESTABLISHED] += established
+
+
+cdef void decide_batch(Engine *engine, Shard *shard, const Batch *batch) noexcept nogil:
+    """Judge the packets of servers of this shard, which is locked.
+
+    While some are judged, the memory of those behind them is on its way: AHEAD packets go through a stage together, and the next
+    ones through the stage before.
+    """
+    cdef Case ring[3 * AHEAD]
+    cdef Case *entering = ring
+    cdef Case *located = ring + 2 * AHEAD
+    cdef Case *judged = ring + AHEAD
+    cdef uint32_t first = 0, count = batch.count
+    while first < count + 2 * AHEAD:
+        if first < count:
+            enter_all(engine, shard, batch, entering, first, min(count - first, AHEAD))
+        if AHEAD <= first and first - AHEAD < count:
+            locate_all(shard, located, min(count - (first - AHEAD), AHEAD))
+        if 2 * AHEAD <= first:
+            judge_all(engine, shard, batch, judged, first - 2 * AHEAD, min(count - (first - 2 * AHEAD), AHEAD))
+        first += AHEAD
+        entering, located, judged = judged, entering, located
+
+
+cdef inline void decide_locked(Engine *engine, Shard *shard, const Batch *batch) noexcept nogil:
+    """Judge the packets of servers of this shard. A change that waits goes first."""
+    if batch.count:
+        sg_pass(&engine.gate)
+        sg_lock(&shard.lock)
+        decide_batch(engine, shard, batch)
+        sg_unlock(&shard.lock)
 
 
 cdef inline void decide_one(
@@ -126,8 +161,10 @@ cdef inline void decide_one(
     cdef Case case
     case.record = record
     enter(engine, shard, &case, quotes, quotes_count)
-    locate(engine, shard, &case)
-    if sg_likely(take_short_way(engine, shard, &case, now_ns, verdict)):
-        shard.reasons[REASON_ESTABLISHED] += 1
-    else:
+    locate(shard, &case, shard.places)
+    if sg_unlikely(not go_on(engine, shard, &case, now_ns, verdict)):
         take_long_way(engine, shard, &case, quotes, quotes_count, now_ns, verdict)
+        return
+    shard.reasons[REASON_ESTABLISHED] += 1
+    if sg_unlikely(engine.taps_open):
+        offer_established(engine, &case, verdict, now_ns)

@@ -47,7 +47,6 @@ cdef int check_flows(Engine *engine, uint32_t number, Faults faults, list endpoi
 cdef int check_index(Engine *engine, Shard *shard, Faults faults) except -1:
     """Every word leads to a live entry of its own, and every chunk that was found full on the way there has counted it."""
     cdef uint32_t at, slot, word, place, home, words = 0
-    cdef uint32_t places = (<uint32_t>1 << shard.index_bits) - 1
     cdef list passed = [0] * shard.chunks
     cdef set seen = set()
     cdef Key key
@@ -55,7 +54,7 @@ cdef int check_index(Engine *engine, Shard *shard, Faults faults) except -1:
     for at in range(shard.chunks):
         for slot in range(CHUNK_FLOWS):
             word = shard.index[<size_t>at * CHUNK_WORDS + slot]
-            place = word & places
+            place = word & shard.places
             if not word:
                 continue
             words += 1
@@ -65,8 +64,8 @@ cdef int check_index(Engine *engine, Shard *shard, Faults faults) except -1:
             seen.add(place)
             key = key_of(&shard.flows[place])
             hashed = hash_of(shard, &key)
-            faults.unless(word >> shard.index_bits == tag_of(shard, hashed), "tag of a flow", place)
-            home = chunk_of(shard, hashed)
+            faults.unless(word & ~shard.places == tag_of(shard.places, hashed), "tag of a flow", place)
+            home = <uint32_t>((chunk_of(shard, hashed) - shard.index) // CHUNK_WORDS)
             while home != at:
                 passed[home] += 1
                 home = home + 1 if home + 1 < shard.chunks else 0

@@ -69,7 +69,7 @@ cdef inline void count_in_flow(
 ) noexcept nogil:
     """A packet of the flow was let through: it is seen and counted, and perhaps answered by it; its deadline is as it was."""
     flow.seen = <uint32_t>(now_ns >> SEEN_SHIFT)
-    count_packet(shard, flow, place, by_answerer, case.record.length, commit)
+    count_packet(shard, flow, by_answerer, case.record.length, commit)
     if sg_likely(flow.status & FLAG_ANSWERED):
         return
     if not has_packets(shard, flow, place, 0) or not has_packets(shard, flow, place, 1):

@@ -70,7 +70,7 @@ cdef int keep_flows(Engine *engine, Shard *shard, uint32_t number, uint64_t now_
         flow = &shard.flows[at]
         if at + KEEP_AHEAD < shard.flows_max and flow[KEEP_AHEAD].status:
             key = key_of(flow + KEEP_AHEAD)
-            sg_prefetch(shard.index + <size_t>chunk_of(shard, hash_of(shard, &key)) * CHUNK_WORDS)
+            sg_prefetch(chunk_of(shard, hash_of(shard, &key)))
         if not flow.status:
             continue
         key = key_of(flow)

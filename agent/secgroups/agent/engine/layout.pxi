@@ -25,10 +25,9 @@ cdef enum:
     PURGE_ALWAYS = 2
     # How many flows of a server are looked at to find one that has been idle for long.
     IDLE_SAMPLE = 32
-    # Packets that are judged with the shard locked once; how far their stages are apart, and room for those on their way.
+    # Packets that are judged with the shard locked once, and those that go through a stage together.
     BATCH = 256
     AHEAD = 16
-    RING = 64
     # Entries that are read at once.
     PAGE = 64
     # Entries that are gone through while a shard is kept from deciding: some 20 us.
@@ -77,6 +76,8 @@ cdef enum:
     STATE_ESTABLISHED = 4
     STATE_UNANSWERED = 10
     STATE_ANSWERED = 11
+    # The row for UDP, behind those for TCP flags.
+    QUICK_UDP = 256
     MOVE_IGNORED = 0xFE
     MOVE_INVALID = 0xFF
 
@@ -199,7 +200,8 @@ ctypedef struct Opening:
     uint8_t direction
     uint8_t is_ipv4
 
-# plain_handle is the handle of a server in force none of whose addresses is an odd one (loopback, multicast, ...), else 0.
+# plain_handle is the handle of a server in force none of whose addresses is an odd one (loopback, multicast, ...), else NIL, which
+# no server has.
 ctypedef struct Server:
     uint32_t plain_handle
     uint32_t epoch
@@ -353,7 +355,8 @@ ctypedef struct Shard:
     uint32_t first_free
     uint32_t never_used
     uint32_t chunks
-    int index_bits
+    # Of a word of the index, the bits that tell a place; the others are a tag.
+    uint32_t places
     uint32_t servers
     uint32_t unanswered
     # When it was last full.
@@ -367,6 +370,7 @@ ctypedef struct Shard:
     uint32_t *opened
     Links *links
     uint32_t *index
+    uint32_t *last_chunk
     RuleCounts *rules
     FirstFragment *fragments
     uint32_t *fragment_buckets
@@ -438,8 +442,10 @@ ctypedef struct Engine:
     uint32_t ipv6_hosts
     uint64_t seed[2]
     uint8_t segment_of[256]
-    # Where a segment of the opener, [0], or of the answering end moves a connection on the short way; 0 if it takes the long one.
-    uint8_t quick_moves[2][256][16]
+    # Where TCP flags move a connection on the short way, 0 if they take the long one; sixteen states each for packets of the opener
+    # and of the answering end. The last row is for UDP. And the time-outs of those states.
+    uint8_t quick_moves[257][32]
+    uint64_t quick_timeouts_ns[16]
     uint8_t moves[2][5][16]
     uint8_t icmp_kinds[2][256]
     uint8_t icmp_requests[2][256]
@@ -455,31 +461,52 @@ ctypedef struct Engine:
     uint32_t taps_open
     Tap taps[TAPS_MAX]
 
-# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be.
+# Packets that are judged with the shard locked once, each at its own of ``times`` or, if that is NULL, all at now_ns.
+ctypedef struct Batch:
+    const Record *records
+    PackedVerdict *verdicts
+    const uint64_t *times
+    const Quote *quotes
+    uint32_t quotes_count
+    uint32_t count
+    uint64_t now_ns
+
+# Those of one shard among others, and where they were.
+ctypedef struct Picked:
+    uint32_t count
+    size_t places[BATCH]
+    uint64_t times[BATCH]
+    PackedVerdict verdicts[BATCH]
+    Record records[BATCH]
+
+# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be (NIL if not
+# KIND_QUICK or KIND_KEYED).
 ctypedef struct Case:
     const Record *record
     Server *server
-    uint64_t hash
-    # Endpoint and ports, as they lie in a flow.
+    # The address of the remote end in the record, and endpoint and ports as they lie in a flow: of a quick one.
+    const uint64_t *remote
     uint64_t ends
+    uint64_t hash
+    const uint32_t *chunk
     uint32_t found
-    # Shard.indexed when that was found out.
+    # Shard.indexed when that was found out, if it was NOWHERE.
     uint32_t indexed
-    const Quote *quote
-    Key key
-    uint32_t rule
-    uint32_t flow
+    uint8_t kind
     uint8_t reason
     uint8_t step
     uint8_t opened
-    uint8_t kind
     uint8_t is_malformed
+    uint32_t rule
+    uint32_t flow
+    const Quote *quote
+    Key key
 
 cdef enum:
     KIND_DECIDED = 0
     KIND_LATER = 1
     KIND_ERROR = 2
-    KIND_KEYED = 3
-    KIND_KEYLESS = 4
-    KIND_PLAIN = 5
-    KIND_QUICK = 6
+    KIND_KEYLESS = 3
+    # From here on there is a place in the index to look at.
+    KIND_KEYED = 4
+    KIND_QUICK = 5

@@ -21,31 +21,36 @@ cdef extern from *:
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
 
-    /* A bit for each of the first 15 words of a chunk whose upper bits, from shift on, are tag. */
-    typedef uint32_t sg_words __attribute__((vector_size(16)));
+    /* A number below limit, by the upper bits of a hash. */
+    static inline uint64_t sg_scale(uint64_t hash, uint64_t limit) { return (uint64_t)((__uint128_t)hash * limit >> 64); }
+
+    /* A bit for each of the first 15 words of a chunk that are wanted where the mask has bits. */
     #if defined(__SSE2__)
     #include <emmintrin.h>
-    static inline uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) {
+    static inline uint32_t sg_match(const uint32_t *chunk, uint32_t mask, uint32_t wanted) {
         const __m128i *words = (const __m128i *)chunk;
-        __m128i wanted = _mm_set1_epi32((int)tag), count = _mm_cvtsi32_si128(shift);
-        __m128i a = _mm_cmpeq_epi32(_mm_srl_epi32(_mm_load_si128(words), count), wanted);
-        __m128i b = _mm_cmpeq_epi32(_mm_srl_epi32(_mm_load_si128(words + 1), count), wanted);
-        __m128i c = _mm_cmpeq_epi32(_mm_srl_epi32(_mm_load_si128(words + 2), count), wanted);
-        __m128i d = _mm_cmpeq_epi32(_mm_srl_epi32(_mm_load_si128(words + 3), count), wanted);
+        __m128i seen = _mm_set1_epi32((int)mask), same = _mm_set1_epi32((int)wanted);
+        __m128i a = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(words), seen), same);
+        __m128i b = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(words + 1), seen), same);
+        __m128i c = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(words + 2), seen), same);
+        __m128i d = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(words + 3), seen), same);
         __m128i all = _mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
         return (uint32_t)_mm_movemask_epi8(all) & 0x7fff;
     }
     #else
-    static inline uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) {
+    static inline uint32_t sg_match(const uint32_t *chunk, uint32_t mask, uint32_t wanted) {
         uint32_t found = 0;
-        for (int at = 0; at < 15; at++) found |= (uint32_t)((chunk[at] >> shift) == tag) << at;
+        for (int at = 0; at < 15; at++) found |= (uint32_t)((chunk[at] & mask) == wanted) << at;
         return found;
     }
     #endif
 
     static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
+    static inline void sg_set_word(void *at, uint64_t word) { memcpy(at, &word, 8); }
     static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
-    static inline uint32_t sg_rotate16(uint32_t word) { return word << 16 | word >> 16; }
+    static inline uint32_t sg_rotate(uint32_t word, uint32_t bits) { return word << bits | word >> (-bits & 31); }
+    /* Whether the sum, which is kept, has gone round. */
+    static inline int sg_add(uint32_t *held, uint32_t more) { return __builtin_add_overflow(*held, more, held); }
     static inline int sg_lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
     static inline uint32_t sg_swap32(uint32_t word) { return __builtin_bswap32(word); }
     static inline uint64_t sg_swap64(uint64_t word) { return __builtin_bswap64(word); }
@@ -118,10 +123,13 @@ cdef extern from *:
     bint sg_likely(bint x) noexcept nogil
     bint sg_unlikely(bint x) noexcept nogil
     uint64_t sg_fold(uint64_t a, uint64_t b) noexcept nogil
-    uint32_t sg_match(const uint32_t *chunk, int shift, uint32_t tag) noexcept nogil
+    uint64_t sg_scale(uint64_t hash, uint64_t limit) noexcept nogil
+    uint32_t sg_match(const uint32_t *chunk, uint32_t mask, uint32_t wanted) noexcept nogil
     uint64_t sg_word(const void *at) noexcept nogil
+    void sg_set_word(void *at, uint64_t word) noexcept nogil
     uint32_t sg_half_word(const void *at) noexcept nogil
-    uint32_t sg_rotate16(uint32_t word) noexcept nogil
+    uint32_t sg_rotate(uint32_t word, uint32_t bits) noexcept nogil
+    bint sg_add(uint32_t *held, uint32_t more) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil
     uint32_t sg_swap32(uint32_t word) noexcept nogil
     uint64_t sg_swap64(uint64_t word) noexcept nogil

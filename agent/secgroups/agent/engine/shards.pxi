@@ -28,7 +28,11 @@ cdef int fill_quick_moves(Engine *engine, dict tables) except -1:
         for flags in range(256):
             for state in range(16):
                 move = tables["moves"][way][tables["segments"][flags] - 1][state] if tables["segments"][flags] > SEGMENT_SYN else 0
-                engine.quick_moves[way][flags][state] = 0 if move >= MOVE_IGNORED else move
+                engine.quick_moves[flags][way << 4 | state] = 0 if move >= MOVE_IGNORED else move
+        engine.quick_moves[QUICK_UDP][way << 4 | STATE_ANSWERED] = STATE_ANSWERED
+    for state in range(STATE_UNANSWERED):
+        engine.quick_timeouts_ns[state] = tables["timeouts_ns"][tables["protocol_classes"][TCP]][state]
+    engine.quick_timeouts_ns[STATE_ANSWERED] = tables["timeouts_ns"][tables["protocol_classes"][UDP]][STATE_ANSWERED]
     return 0
 
 
@@ -104,9 +108,10 @@ cdef int begin_shard(Engine *engine, Shard *shard, uint32_t number, uint32_t flo
     cdef char *kept = engine.file
     shard.flows_max, shard.fragments_max = flows_max, fragments_max
     shard.chunks = flows_max // CHUNK_FILL + 1
-    shard.index_bits = max(1, (flows_max - 1).bit_length())
+    shard.places = (<uint32_t>1 << max(1, (flows_max - 1).bit_length())) - 1
     shard.first_free = NIL
     shard.index = <uint32_t *>take_memory(<size_t>shard.chunks * CHUNK_WORDS * sizeof(uint32_t))
+    shard.last_chunk = shard.index + <size_t>(shard.chunks - 1) * CHUNK_WORDS
     if kept == NULL:
         shard.flows = <Flow *>take_memory(<size_t>flows_max * sizeof(Flow))
         shard.highs = <Highs *>take_memory(<size_t>flows_max * sizeof(Highs))
@@ -177,6 +182,7 @@ cdef int grow_servers(Engine *engine, uint32_t room) except -1:
         engine.servers[at].unanswered.first = engine.servers[at].unanswered.last = NIL
         engine.servers[at].answered.first = engine.servers[at].answered.last = NIL
         engine.servers[at].ipv4_endpoint = engine.servers[at].ipv6_endpoint = NIL
+        engine.servers[at].plain_handle = NIL
     engine.servers_used = max(engine.servers_used, room)
     return 0
 
@@ -207,7 +213,7 @@ cdef int hold_endpoint(Engine *engine, uint32_t made, uint32_t number, uint64_t 
     endpoint.server, endpoint.is_held = number, 1
     put_into(&engine.endpoint_index, mixed(engine, first ^ number, second), made)
     if not is_plain_source(first, second, ipv4):
-        server.has_odd, server.plain_handle = 1, 0
+        server.has_odd, server.plain_handle = 1, NIL
     if ipv4 and server.ipv4_endpoint == NIL:
         server.ipv4_endpoint, server.ipv4 = made, second
     elif not ipv4 and server.ipv6_endpoint == NIL:
@@ -230,40 +236,54 @@ cdef void remove_endpoint(Engine *engine, uint32_t number) noexcept:
         server.ipv6_endpoint = NIL
 
 
+cdef inline Py_ssize_t gather(
+    const Engine *engine, uint32_t number, const Record *records, Py_ssize_t count, Picked *picked
+) noexcept nogil:
+    """Copy the packets of a shard out of ``count`` records, up to a batch of them; return how many were looked at."""
+    cdef Py_ssize_t at = 0
+    picked.count = 0
+    while at < count and picked.count < BATCH:
+        if (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
+            picked.records[picked.count], picked.places[picked.count] = records[at], at
+            picked.count += 1
+        at += 1
+    return at
+
+
+cdef void decide_picked(
+    Engine *engine, Batch *batch, Py_ssize_t count, const Record *records, const uint64_t *times, PackedVerdict *verdicts
+) noexcept nogil:
+    """Judge records shard by shard; the packets of a server keep their order."""
+    cdef Picked picked
+    cdef Py_ssize_t at, looked
+    cdef uint32_t number, place
+    batch.records, batch.verdicts, batch.times = picked.records, picked.verdicts, NULL if times == NULL else picked.times
+    for number in range(engine.shards_count):
+        at = 0
+        while at < count:
+            looked = gather(engine, number, &records[at], count - at, &picked)
+            for place in range(picked.count if times != NULL else 0):
+                picked.times[place] = times[at + picked.places[place]]
+            batch.count = picked.count
+            decide_locked(engine, &engine.shards[number], batch)
+            for place in range(picked.count):
+                verdicts[at + picked.places[place]] = picked.verdicts[place]
+            at += looked
+
+
 cdef void decide_all(
     Engine *engine, const Record *records, Py_ssize_t count, const Quote *quotes, uint32_t quotes_count,
     uint64_t now_ns, const uint64_t *times, PackedVerdict *verdicts,
 ) noexcept nogil:
-    """Judge records shard by shard; the packets of a server keep their order. ``times`` is NULL or has one for each record."""
-    cdef const Record *asked[BATCH]
-    cdef uint64_t moments[BATCH]
-    cdef PackedVerdict *answers[BATCH]
-    cdef Shard *shard
-    cdef Py_ssize_t at
-    cdef uint32_t number, filled, place
-    for number in range(engine.shards_count):
-        shard = &engine.shards[number]
-        at = 0
-        while at < count:
-            filled = 0
-            if engine.shards_count == 1:
-                filled = <uint32_t>min(count - at, BATCH)
-                for place in range(filled):
-                    asked[place], answers[place] = &records[at + place], &verdicts[at + place]
-                    if times != NULL:
-                        moments[place] = times[at + place]
-                at += filled
-            while at < count and filled < BATCH:
-                if (records[at].server & HANDLE_INDEX_MASK) % engine.shards_count == number:
-                    asked[filled], answers[filled] = &records[at], &verdicts[at]
-                    if times != NULL:
-                        moments[filled] = times[at]
-                    filled += 1
-                at += 1
-            if filled:
-                sg_pass(&engine.gate)
-                sg_lock(&shard.lock)
-                decide_batch(
-                    engine, shard, asked, filled, quotes, quotes_count, now_ns, NULL if times == NULL else moments, answers
-                )
-                sg_unlock(&shard.lock)
+    """Judge records in batches. ``times`` is NULL or has one for each record."""
+    cdef Batch batch
+    cdef Py_ssize_t at = 0
+    batch.quotes, batch.quotes_count, batch.now_ns = quotes, quotes_count, now_ns
+    if engine.shards_count > 1:
+        decide_picked(engine, &batch, count, records, times, verdicts)
+        return
+    while at < count:
+        batch.records, batch.verdicts, batch.times = &records[at], &verdicts[at], NULL if times == NULL else &times[at]
+        batch.count = <uint32_t>min(count - at, BATCH)
+        decide_locked(engine, engine.shards, &batch)
+        at += batch.count

@@ -14,14 +14,19 @@ cdef inline uint64_t hash_of(const Shard *shard, const Key *key) noexcept nogil:
     return hash_parts(shard, key.remote[0], key.remote[1], sg_word(&key.endpoint), what)
 
 
-cdef inline uint32_t chunk_of(const Shard *shard, uint64_t hashed) noexcept nogil:
-    return <uint32_t>(((hashed >> 32) * shard.chunks) >> 32)
+cdef inline uint32_t *chunk_of(const Shard *shard, uint64_t hashed) noexcept nogil:
+    """Return the home of a hash, by its upper bits."""
+    return shard.index + sg_scale(hashed, shard.chunks) * CHUNK_WORDS
 
 
-cdef inline uint32_t tag_of(const Shard *shard, uint64_t hashed) noexcept nogil:
-    """Return the tag, which is never 0: a word of 0 is free."""
-    cdef uint32_t tag = (<uint32_t>hashed) >> shard.index_bits
-    return tag if tag else 1
+cdef inline uint32_t *next_chunk(const Shard *shard, const uint32_t *chunk) noexcept nogil:
+    return <uint32_t *>chunk + CHUNK_WORDS if chunk != shard.last_chunk else shard.index
+
+
+cdef inline uint32_t tag_of(uint32_t places, uint64_t hashed) noexcept nogil:
+    """Return the tag, in the bits of a word that ``places`` leaves. It is never 0: a word of 0 is free."""
+    cdef uint32_t tag = <uint32_t>hashed & ~places
+    return tag if tag else places + 1
 
 
 cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
@@ -32,62 +37,60 @@ cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
     return not key.opened_by or ((flow.status & FLAG_INGRESS) != 0) == (key.opened_by == INGRESS)
 
 
-cdef inline uint32_t first_guess(const Shard *shard, uint64_t hashed) noexcept nogil:
-    """Return where a flow with this hash is most likely to be; NIL if not in its home chunk, NOWHERE if not elsewhere either."""
-    cdef const uint32_t *chunk = shard.index + <size_t>chunk_of(shard, hashed) * CHUNK_WORDS
-    cdef uint32_t fits = sg_match(chunk, shard.index_bits, tag_of(shard, hashed))
-    if not fits:
-        return NIL if chunk[CHUNK_FLOWS] else NOWHERE
-    return chunk[sg_lowest_bit(fits)] & ((<uint32_t>1 << shard.index_bits) - 1)
+cdef uint32_t next_guess(const Shard *shard, const uint32_t *chunk, uint64_t hashed) noexcept nogil:
+    """Return where a flow with this hash is most likely to be if not in its home chunk: NOWHERE, in the one behind that, or NIL."""
+    cdef uint32_t fits
+    if not chunk[CHUNK_FLOWS]:
+        return NOWHERE
+    chunk = next_chunk(shard, chunk)
+    fits = sg_match(chunk, ~shard.places, tag_of(shard.places, hashed))
+    if fits:
+        return chunk[sg_lowest_bit(fits)] & shard.places
+    return NIL if chunk[CHUNK_FLOWS] else NOWHERE
 
 
 cdef inline uint32_t find_entry(const Shard *shard, const Key *key, uint64_t hashed) noexcept nogil:
     """Return where the flow with ``key`` is, over or not; NIL if it is nowhere."""
-    cdef uint32_t at = chunk_of(shard, hashed), tag = tag_of(shard, hashed), fits, place
-    cdef uint32_t places = (<uint32_t>1 << shard.index_bits) - 1, looked
-    cdef const uint32_t *chunk
+    cdef uint32_t tag = tag_of(shard.places, hashed), fits, place, looked
+    cdef const uint32_t *chunk = chunk_of(shard, hashed)
     # Of a small table every chunk may have been full at some time, and then none ends the way.
     for looked in range(shard.chunks):
-        chunk = shard.index + <size_t>at * CHUNK_WORDS
-        fits = sg_match(chunk, shard.index_bits, tag)
+        fits = sg_match(chunk, ~shard.places, tag)
         while fits:
-            place = chunk[sg_lowest_bit(fits)] & places
+            place = chunk[sg_lowest_bit(fits)] & shard.places
             if is_flow_of(&shard.flows[place], key):
                 return place
             fits &= fits - 1
         if not chunk[CHUNK_FLOWS]:
             break
-        at = at + 1 if at + 1 < shard.chunks else 0
+        chunk = next_chunk(shard, chunk)
     return NIL
 
 
 cdef void put_in_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept nogil:
     """The last word of a chunk counts the entries that found it full and went on."""
-    cdef uint32_t at = chunk_of(shard, hashed), slot
-    cdef uint32_t *chunk
+    cdef uint32_t *chunk = chunk_of(shard, hashed)
+    cdef uint32_t free
     shard.indexed += 1
     while True:
-        chunk = shard.index + <size_t>at * CHUNK_WORDS
-        for slot in range(CHUNK_FLOWS):
-            if not chunk[slot]:
-                chunk[slot] = (tag_of(shard, hashed) << shard.index_bits) | place
-                return
+        free = sg_match(chunk, NIL, 0)
+        if free:
+            chunk[sg_lowest_bit(free)] = tag_of(shard.places, hashed) | place
+            return
         chunk[CHUNK_FLOWS] += 1
-        at = at + 1 if at + 1 < shard.chunks else 0
+        chunk = next_chunk(shard, chunk)
 
 
 cdef void take_from_index(Shard *shard, uint32_t place, uint64_t hashed) noexcept nogil:
-    cdef uint32_t at = chunk_of(shard, hashed), slot
-    cdef uint32_t word = (tag_of(shard, hashed) << shard.index_bits) | place
-    cdef uint32_t *chunk
+    cdef uint32_t *chunk = chunk_of(shard, hashed)
+    cdef uint32_t held
     while True:
-        chunk = shard.index + <size_t>at * CHUNK_WORDS
-        for slot in range(CHUNK_FLOWS):
-            if chunk[slot] == word:
-                chunk[slot] = 0
-                return
+        held = sg_match(chunk, NIL, tag_of(shard.places, hashed) | place)
+        if held:
+            chunk[sg_lowest_bit(held)] = 0
+            return
         chunk[CHUNK_FLOWS] -= 1
-        at = at + 1 if at + 1 < shard.chunks else 0
+        chunk = next_chunk(shard, chunk)
 
 
 cdef inline void link_into_wheel(Shard *shard, uint32_t place, uint64_t deadline_ns, uint64_t now_ns) noexcept nogil:
@@ -373,16 +376,19 @@ cdef bint find_room(Engine *engine, Shard *shard, uint32_t server, uint64_t now_
     return True
 
 
-cdef inline void count_packet(
-    Shard *shard, Flow *flow, uint32_t place, bint by_answerer, uint32_t length, bint commit
-) noexcept nogil:
+cdef void carry(Shard *shard, const Flow *flow, bint by_answerer, bint packets, bint bytes) noexcept nogil:
+    """Lower halves of the counts of a flow of the table have gone round."""
+    cdef Highs *highs = &shard.highs[flow - shard.flows]
+    highs.packets[by_answerer] += packets
+    highs.bytes[by_answerer] += bytes
+
+
+cdef inline void count_packet(Shard *shard, Flow *flow, uint32_t by_answerer, uint32_t length, bint commit) noexcept nogil:
     """Modulo 2**40 packets and 2**48 bytes."""
-    flow.packets[by_answerer] += 1
-    flow.bytes[by_answerer] += length
-    if commit and sg_unlikely(flow.packets[by_answerer] == 0):
-        shard.highs[place].packets[by_answerer] += 1
-    if commit and sg_unlikely(flow.bytes[by_answerer] < length):
-        shard.highs[place].bytes[by_answerer] += 1
+    if sg_unlikely(sg_add(&flow.packets[by_answerer], 1)) and commit:
+        carry(shard, flow, by_answerer, True, False)
+    if sg_unlikely(sg_add(&flow.bytes[by_answerer], length)) and commit:
+        carry(shard, flow, by_answerer, False, True)
 
 
 cdef inline bint has_packets(const Shard *shard, const Flow *flow, uint32_t place, bint by_answerer) noexcept nogil:

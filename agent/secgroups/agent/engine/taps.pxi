@@ -26,6 +26,12 @@ cdef void offer(Engine *engine, const Case *case, const PackedVerdict *verdict, 
         sg_unlock(&tap.lock)
 
 
+cdef void offer_established(Engine *engine, Case *case, const PackedVerdict *verdict, uint64_t now_ns) noexcept nogil:
+    """Offer what went the short way."""
+    case.reason, case.quote = REASON_ESTABLISHED, NULL
+    offer(engine, case, verdict, now_ns)
+
+
 cdef list read_tap(Tap *tap, uint32_t most):
     """Return time, record, quote and verdict of the oldest events, and make room for others."""
     cdef list found = []
