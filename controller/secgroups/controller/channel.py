@@ -21,6 +21,7 @@ from secgroups.controller.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk,
 from secgroups.controller.digest import HeldVersions
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.questions import Questions
+from secgroups.controller.ready_steps import KEYS_MAX, ReadyStep, Start
 from secgroups.controller.resume import Marks, Since, Source, in_order, opening
 from secgroups.controller.stream_messages import (
     Ack,
@@ -35,6 +36,7 @@ from secgroups.controller.stream_messages import (
     Rejected,
     SyncMode,
     SyncPoint,
+    Update,
     Welcome,
 )
 from secgroups.controller.window import Window
@@ -80,6 +82,7 @@ class AgentChannel:
         unknown_since: int = 1,
         rejected: Mapping[ObjectKey, Rejected] | None = None,
     ) -> None:
+        self.agent_id = hello.agent_id
         self.hello = hello
         self.rejected = dict(rejected or {})
         self.applied_revision = in_force_revision
@@ -91,8 +94,8 @@ class AgentChannel:
         self._unknown_since = unknown_since
         self._window = Window(hello.window_messages, hello.window_bytes)
         self._held = HeldVersions()
-        self._dirty: Marks = OrderedDict()
-        self._dirty_since = 0  # The oldest of them.
+        self._marked: Marks = OrderedDict()  # What may differ from what was sent.
+        self._marked_since = 0  # The oldest of them.
         self._rest: deque[Piece] = deque()  # What is left of an object that is larger than a message.
         self._open: _Step | None = None
         self._in_flight: deque[_Step] = deque()
@@ -107,10 +110,6 @@ class AgentChannel:
         self.questions = Questions(wake)
 
     @property
-    def agent_id(self) -> str:
-        return self.hello.agent_id
-
-    @property
     def has_begun(self) -> bool:
         """Whether the first step of the stream is in force."""
         return self._begun
@@ -120,8 +119,10 @@ class AgentChannel:
         """The oldest revision that touched this agent and is not in force on it; None if it is up to date."""
         if not self._welcomed:
             return self._unknown_since
+        if not self._in_flight and self._open is None:
+            return self._marked_since if self._marked else None
         under_way = [step.since_revision for step in self._steps if step.since_revision is not None]
-        return min([*under_way, self._dirty_since] if self._dirty else under_way, default=None)
+        return min([*under_way, self._marked_since] if self._marked else under_way, default=None)
 
     @property
     def oldest_unacknowledged_us(self) -> int | None:
@@ -133,7 +134,7 @@ class AgentChannel:
     @property
     def backlog(self) -> int:
         """How many objects are marked or under way: the memory that a slow agent costs."""
-        return len(self._dirty) + sum(len(step.keys) for step in self._steps)
+        return len(self._marked) + sum(len(step.keys) for step in self._steps)
 
     def will_hold(self, key: ObjectKey) -> bool:
         """Whether the agent holds an object, or will when what is under way arrives."""
@@ -142,18 +143,29 @@ class AgentChannel:
 
     def is_pending(self, key: ObjectKey) -> bool:
         """Whether the agent has not yet acknowledged the newest of an object."""
-        return key in self._dirty or self._is_under_way(key)
+        return key in self._marked or self._is_under_way(key)
 
     def _is_under_way(self, key: ObjectKey) -> bool:
         return any(key in step.keys for step in self._steps)
 
-    def mark(self, key: ObjectKey, since: Since) -> None:
-        """Note that an object may differ from what the agent was sent."""
-        self._dirty_since = min(self._dirty_since, since.revision) if self._dirty else since.revision
+    def mark(self, key: ObjectKey, since: Since) -> bool:
+        """Note that an object may differ from what the agent was sent; whether it has to be woken for that. See ``MarkedAgents``.
+
+        Who has something marked is awake, or waits for its window or its rest and wakes by itself.
+        """
+        was_idle = not self._marked
+        if was_idle or since.revision < self._marked_since:
+            self._marked_since = since.revision
         # The oldest change counts, which is not always the first to be marked: old agents let go at the revision of a move.
-        held = self._dirty.setdefault(key, since)
+        held = self._marked.setdefault(key, since)
         if since.revision < held.revision:
-            self._dirty[key] = since
+            self._marked[key] = since
+        return was_idle
+
+    def forget_marks(self) -> None:
+        """Forget what is marked: the stream begins, or another one takes its place."""
+        self._source.marked.discard(self._marked, self.agent_id)
+        self._marked.clear()
 
     def wake(self) -> None:
         """Say that there may be something to send."""
@@ -191,11 +203,13 @@ class AgentChannel:
         while self._can_go_on:
             messages += self._go_on(now_us, clock_us)
         # After the updates, and not within a step: an agent counts on top of what it was sent and has applied.
-        return messages if self._open is not None else messages + self._asked()
+        if self._open is None and self.questions.has_unsent:
+            messages += self._asked()
+        return messages
 
     def heartbeat(self, clock_us: int) -> list[Outbound]:
         """Return what is said each heartbeat: that nothing is new, and after updates what the agent must hold by now."""
-        busy = self._dirty or self._open is not None or self._in_flight
+        busy = self._marked or self._open is not None or self._in_flight
         if not self._welcomed or busy or self._ending is not None:
             return []
         if self._verified_nonce == self._nonce:
@@ -220,7 +234,7 @@ class AgentChannel:
     def _check(self, ack: Ack) -> None:
         if _speaks_of_what_is_in_force(ack) and ack.applied_revision > self._source.state.revision:
             raise InvalidError("ack.applied_revision", f"is {ack.applied_revision}, beyond the controller's revision")
-        if ack.nonce and all(step.nonce != ack.nonce for step in self._in_flight):
+        if ack.nonce and not any(step.nonce == ack.nonce for step in self._in_flight):
             raise InvalidError("ack.nonce", f"is {ack.nonce}, which ends nothing that waits for an acknowledgement")
         if ack.received_nonce > self._nonce:
             raise InvalidError("ack.received_nonce", f"is {ack.received_nonce}, the last that was sent is {self._nonce}")
@@ -242,9 +256,11 @@ class AgentChannel:
                 # The agent names all that it rejects, whatever it was heard to reject before.
                 self._begun, rejected = True, {}
                 self.hello = replace(self.hello, held={})
-            rejected = {key: value for key, value in rejected.items() if key not in step.keys}
+            if rejected:
+                rejected = {key: value for key, value in rejected.items() if key not in step.keys}
         if not rejected and not ack.rejected:
-            self.rejected = {}
+            if self.rejected:
+                self.rejected = {}
             return
         rejected = rejected | {each.key: each for each in ack.rejected}
         # One that is to be removed counts until it is: the agent enforces its last good version meanwhile.
@@ -261,7 +277,7 @@ class AgentChannel:
         """Whether there is something to send, and room for it."""
         if self._open is None:
             # Steps that nobody applies must not add up, whatever was received of them.
-            return bool(self._dirty) and self._window.is_open and len(self._in_flight) < self._window.messages_max
+            return bool(self._marked) and self._window.is_open and len(self._in_flight) < self._window.messages_max
         return self._window.is_open or self._open.catch_ups > CATCH_UP_MAX
 
     def _welcome(self) -> Welcome:
@@ -269,12 +285,13 @@ class AgentChannel:
         source = self._source
         begin = opening(self.hello, source)
         self.mode, self.mode_reason = begin.mode, begin.reason
-        self._held, self._dirty = begin.held, begin.marked
-        self._dirty_since = min([self._unknown_since, *(since.revision for since in self._dirty.values())])
+        self.forget_marks()
+        self._held, self._marked = begin.held, begin.marked
+        self._marked_since = min([self._unknown_since, *(since.revision for since in self._marked.values())])
         self._open = self._begin_step()
         self._open.begins_stream = True
         # Until it is acknowledged, what the agent rejects is not known.
-        self._open.since_revision = self._dirty_since
+        self._open.since_revision = self._marked_since
         self._welcomed = True
         return Welcome(
             store_epoch=source.lineage.store_epoch,
@@ -283,23 +300,38 @@ class AgentChannel:
             mode=begin.mode,
         )
 
+    @property
+    def _oldest_commit_us(self) -> int:
+        return min([since.commit_us for since in self._marked.values()], default=0)
+
+    @property
+    def _bytes_max(self) -> int:
+        """What a message holds."""
+        return min(CHUNK_BYTES_MAX, max(CHUNK_BYTES_MIN, self._window.bytes_max))
+
     def _begin_step(self) -> _Step:
-        self._dirty = in_order(self._dirty, self.agent_id, self._source.interest)
+        self._marked = in_order(self._marked, self.agent_id, self._source.interest)
         return _Step(
             begun_nonce=self._nonce,
-            since_revision=self._dirty_since,
-            oldest_commit_us=min((since.commit_us for since in self._dirty.values()), default=0),
-            keys_left=len(self._dirty),
+            since_revision=self._marked_since,
+            oldest_commit_us=self._oldest_commit_us,
+            keys_left=len(self._marked),
         )
 
     def _go_on(self, now_us: int, clock_us: int) -> list[Outbound]:
         """The next message of a step, and all that ends it if nothing is marked then."""
-        step = self._open = self._open or self._begin_step()
+        step, start = self._open, None
+        if step is None:
+            start = self._find_start()
+            ready = self._source.ready_steps.find(start, self._source.state.revision) if start is not None else None
+            if ready is not None and ready.chunk.size_bytes <= self._bytes_max:
+                return [self._take_ready(ready, clock_us)]
+            step = self._open = self._begin_step()
         # How many messages a single object takes is not counted.
         if not step.keys_left and not self._rest:
             step.catch_ups += 1
         chunk = self._next_chunk(step)
-        is_last = not self._dirty and not self._rest
+        is_last = not self._marked and not self._rest
         messages: list[Outbound] = []
         if chunk.size_bytes or (is_last and not step.begins_stream and self._nonce > step.begun_nonce):
             self._send(chunk.size_bytes, clock_us)
@@ -313,10 +345,31 @@ class AgentChannel:
             messages.append(self._sync_point(step, clock_us))
         elif messages:
             self._end_step(step)
+            if start is not None:
+                versions = {key: version for key in start[0] if (version := self._held.find(key)) is not None}
+                ready = ReadyStep(versions=versions, keys=step.keys, chunk=chunk)
+                self._source.ready_steps.keep(start, self._source.state.revision, ready)
         else:
             # What was marked came and went.
             self._progressed(self, now_us)
         return messages
+
+    def _find_start(self) -> Start | None:
+        """Return what is marked and was sent, if other agents may take the very same step."""
+        if len(self._marked) > KEYS_MAX or self.rejected or not self._source.interest.wants_all(self.agent_id, self._marked):
+            return None
+        return tuple(self._marked), self._held.find_all(self._marked)
+
+    def _take_ready(self, ready: ReadyStep, clock_us: int) -> Update:
+        """Send a step that was made for another agent."""
+        step = _Step(begun_nonce=self._nonce, since_revision=self._marked_since, oldest_commit_us=self._oldest_commit_us)
+        step.keys = ready.keys
+        self.forget_marks()
+        for key, version in ready.versions.items():
+            self._held.put(key, version)
+        self._send(ready.chunk.size_bytes, clock_us)
+        self._end_step(step)
+        return ready.chunk.update(self._nonce, self._source.state.revision, step.oldest_commit_us, more=False)
 
     def _end_step(self, step: _Step) -> None:
         step.nonce = self._nonce
@@ -324,10 +377,10 @@ class AgentChannel:
 
     def _next_chunk(self, step: _Step) -> Chunk:
         """Take objects, those that were marked first, until a message is full or nothing is marked."""
-        bytes_max = min(CHUNK_BYTES_MAX, max(CHUNK_BYTES_MIN, self._window.bytes_max))
+        bytes_max = self._bytes_max
         chunk = Chunk()
-        while self._fill_from_rest(chunk, bytes_max) and self._dirty:
-            key = next(iter(self._dirty))
+        while self._fill_from_rest(chunk, bytes_max) and self._marked:
+            key = next(iter(self._marked))
             version, piece = self._to_send(key)
             parts = list(parts_of(piece, bytes_max)) if piece is not None else []
             if parts and not chunk.has_room(parts[0], bytes_max):
@@ -347,7 +400,8 @@ class AgentChannel:
 
     def _take(self, step: _Step, key: ObjectKey, version: int | None) -> None:
         """Note that an object is sent, or needs no sending."""
-        since = self._dirty.pop(key)
+        since = self._marked.pop(key)
+        self._source.marked.discard((key,), self.agent_id)
         step.keys_left = max(0, step.keys_left - 1)
         step.since_revision = since.revision if step.since_revision is None else min(step.since_revision, since.revision)
         if version is None:

@@ -99,7 +99,10 @@ class Core:
         return self._waiting
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` with every revision's changes, right after the state has them; return how to stop that."""
+        """Call ``listener`` with all changes, in order, right after the state has them; return how to stop that.
+
+        The changes of one revision come together; those of several do when they were committed together.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -154,14 +157,21 @@ class Core:
         return results
 
     def _publish(self, live: Sequence[_Waiting], results: Sequence[Committed[Any] | Exception], taken: int) -> None:
-        """On the loop: take over what was committed, in order of revision, then answer."""
+        """On the loop: take over what was committed, in order of revision, tell of all of it at once, then answer."""
         self._waiting -= taken
+        changes: list[Change] = []
+        answers: list[Outcome[Any] | Exception] = []
         for waiting, result in zip(live, results, strict=True):
             try:
-                answer = result if isinstance(result, Exception) else self._take_over(waiting.pending, result)
+                answers.append(result if isinstance(result, Exception) else self._take_over(waiting.pending, result))
             except Exception as error:
                 log.exception("outcome_failed", revision=self.state.revision)
-                answer = error
+                answers.append(error)
+            if not isinstance(result, Exception) and not waiting.pending.validate_only:
+                changes += result.changes
+        if changes:
+            self._tell(changes)
+        for waiting, answer in zip(live, answers, strict=True):
             if waiting.outcome.cancelled():
                 continue
             if isinstance(answer, Exception):
@@ -177,7 +187,6 @@ class Core:
             asked = Prospect(self.state, committed.changes) if takes_away(committed.changes) else None
         elif committed.changes:
             self.state.apply(committed.changes)
-            self._tell(committed.changes)
         return Outcome(
             value=committed.value,
             revision=committed.revision,

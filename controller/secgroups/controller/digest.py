@@ -5,7 +5,7 @@ The sum modulo 2^128 of the first 16 bytes, taken big-endian, of SHA-256 of ``ki
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
 
@@ -30,6 +30,10 @@ class HeldVersions:
 
     def __iter__(self) -> Iterator[ObjectKey]:
         return iter(self._versions)
+
+    def find_all(self, keys: Iterable[ObjectKey]) -> tuple[int | None, ...]:
+        """Return the version of each object, None for one that is not held."""
+        return tuple(map(self._versions.get, keys))
 
     def find(self, key: ObjectKey) -> int | None:
         """Return the version of an object, None if it is not held."""

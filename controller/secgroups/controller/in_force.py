@@ -8,11 +8,15 @@ agent acknowledges, and what is forgotten, is always at its beginning.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from secgroups.controller.delays import Delays
 from secgroups.controller.stream_messages import ObjectKey
+
+if TYPE_CHECKING:
+    from secgroups.controller.resume import Since
 
 REVISIONS_MAX = 4_096
 # Of all revisions together. A touched agent costs its place in a queue, and in a set unless the set is one that is shared.
@@ -27,19 +31,23 @@ SWEEP_MIN = 1_024
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Touched:
-    """What one revision touched. ``waiting`` of its agents do not have it in force.
+    """What each of some revisions touched that became visible at once, so that agents have them in force at once.
 
-    ``in_force_us`` is when the last of them said so; None until then, and if the last of them left in place of saying so.
+    ``commits`` ascend. ``waiting`` of the agents do not have them in force. ``in_force_us`` is when the last of them said so; None
+    until then, and if the last of them left in place of saying so.
     """
 
-    revision: int
-    commit_us: int
+    commits: Sequence[Since]
     agent_ids: frozenset[str]
     keys: frozenset[ObjectKey]
     waiting: int
     size_bytes: int
     in_force_us: int | None = None
     watchers: dict[Callable[[], None], None] | None = None
+
+    def commit_us(self, revision: int) -> int:
+        """Return when one of its revisions was committed."""
+        return next(commit.commit_us for commit in self.commits if commit.revision == revision)
 
 
 @dataclass(slots=True)
@@ -55,9 +63,9 @@ class _Behind:
         if self.waiting and self.waiting[0] is touched:
             self.waiting.popleft()
             if not self.forgotten:
-                self.forgotten_commit_us = touched.commit_us
-            self.forgotten += 1
-            self.forgotten_until = touched.revision
+                self.forgotten_commit_us = touched.commits[0].commit_us
+            self.forgotten += len(touched.commits)
+            self.forgotten_until = touched.commits[-1].revision
 
 
 class RevisionLog:
@@ -74,19 +82,22 @@ class RevisionLog:
         self._sweep_at = SWEEP_MIN
         self._shared: OrderedDict[frozenset[str], frozenset[str]] = OrderedDict()
 
-    def add(self, revision: int, commit_us: int, agent_ids: Collection[str], keys: Collection[ObjectKey]) -> None:
-        """Note a revision that touched ``agent_ids`` (at least one) by marking ``keys``."""
+    def add(self, commits: Sequence[Since], agent_ids: Collection[str], keys: Collection[ObjectKey]) -> None:
+        """Note revisions, ascending, each of which touched ``agent_ids`` (at least one) by marking ``keys``.
+
+        The keys are marked at once for all of them. The first revision is not below that of the entry before.
+        """
         own = frozenset(agent_ids)
         agents = self._share(own)
         touched = Touched(
-            revision=revision,
-            commit_us=commit_us,
+            commits=commits,
             agent_ids=agents,
             keys=frozenset(keys),
             waiting=len(agents),
             size_bytes=_PLACE_BYTES * len(agents) + _MEMBER_BYTES * (len(keys) + (len(agents) if agents is own else 0)),
         )
-        self._touched[revision] = touched
+        for commit in commits:
+            self._touched[commit.revision] = touched
         self._bytes += touched.size_bytes
         behind = self._behind
         for agent_id in agents:
@@ -108,23 +119,26 @@ class RevisionLog:
         return self._touched.get(revision)
 
     def since(self, revision: int) -> Iterator[Touched]:
-        """Yield what the known revisions after one touched, the newest first."""
-        for later in reversed(self._touched):
-            if later <= revision:
+        """Yield what the known revisions after one touched, the newest first; of those told of together the oldest counts."""
+        last = None
+        for touched in reversed(self._touched.values()):
+            if touched.commits[-1].revision <= revision:
                 return
-            yield self._touched[later]
+            if touched is not last:
+                yield touched
+            last = touched
 
     def waiting(self, agent_id: str) -> int:
         """Return how many revisions since the start are not in force on an agent."""
         behind = self._behind.get(agent_id)
-        return len(behind.waiting) + behind.forgotten if behind else 0
+        return sum(len(touched.commits) for touched in behind.waiting) + behind.forgotten if behind else 0
 
     def find_oldest_commit_us(self, agent_id: str) -> int | None:
         """Return when the oldest revision since the start was committed that is not in force on an agent; None if all are."""
         behind = self._behind.get(agent_id)
-        if behind is None:
+        if behind is None or not (behind.waiting or behind.forgotten):
             return None
-        return behind.forgotten_commit_us if behind.forgotten else behind.waiting[0].commit_us
+        return behind.forgotten_commit_us if behind.forgotten else behind.waiting[0].commits[0].commit_us
 
     def settle(self, agent_id: str, until: int, is_blocked: Callable[[Touched], bool] | None, now_us: int) -> None:
         """Note that an agent has in force what touched it up to and with ``until``, but for what ``is_blocked``, if anything is."""
@@ -133,7 +147,7 @@ class RevisionLog:
             return
         waiting = behind.waiting
         blocked = []
-        while waiting and waiting[0].revision <= until:
+        while waiting and waiting[0].commits[0].revision <= until:
             touched = waiting.popleft()
             if is_blocked is not None and is_blocked(touched):
                 blocked.append(touched)
@@ -143,8 +157,6 @@ class RevisionLog:
         # What is blocked of that which was forgotten is not known; as long as something may be, all of it counts.
         if is_blocked is None and behind.forgotten_until <= until:
             behind.forgotten = 0
-        if not waiting and not behind.forgotten:
-            del self._behind[agent_id]
 
     def release(self, agent_id: str, counts: Callable[[Touched], bool]) -> None:
         """Wait for an agent that is gone no more, but for what still ``counts``."""
@@ -173,7 +185,8 @@ class RevisionLog:
             return
         if now_us is not None:
             touched.in_force_us = now_us
-            self.delays.add(now_us - touched.commit_us)
+            for commit in touched.commits:
+                self.delays.add(now_us - commit.commit_us)
         _tell(touched)
 
     def _share(self, agent_ids: frozenset[str]) -> frozenset[str]:
@@ -184,9 +197,11 @@ class RevisionLog:
         return shared
 
     def _forget_oldest(self) -> None:
-        revision, touched = self._touched.popitem(last=False)
+        touched = next(iter(self._touched.values()))
+        for commit in touched.commits:
+            del self._touched[commit.revision]
         self._bytes -= touched.size_bytes
-        self._unknown_until = revision
+        self._unknown_until = max(self._unknown_until, touched.commits[-1].revision)
         for agent_id in touched.agent_ids if touched.waiting else ():
             behind = self._behind.get(agent_id)
             if behind is not None:

@@ -12,8 +12,8 @@ from itertools import chain
 
 from secgroups.controller.stream_messages import Kind, ObjectKey
 
-# Agents and the objects that they came to need, or need no more.
-Marks = list[tuple[str, ObjectKey]]
+# Objects, each with the agents that are to look at it again.
+Marks = list[tuple[frozenset[str], ObjectKey]]
 
 
 class Interest:
@@ -45,6 +45,11 @@ class Interest:
             return name in self._servers.get(agent_id, ())
         return (self._groups if kind is Kind.GROUP else self._sets).has(agent_id, name)
 
+    def wants_all(self, agent_id: str, keys: Iterable[ObjectKey]) -> bool:
+        """Whether objects are all in an agent's span."""
+        groups, sets, servers = self._groups.of(agent_id), self._sets.of(agent_id), self._servers.get(agent_id, {})
+        return all(name in (groups if kind is Kind.GROUP else sets if kind is Kind.SET else servers) for kind, name in keys)
+
     def span(self, agent_id: str) -> Iterator[ObjectKey]:
         """Yield an agent's span: sets, then groups, then servers."""
         for name in self._sets.of(agent_id):
@@ -74,10 +79,10 @@ class Interest:
         held[server] = after
         if before is None:
             self._agents_of_server.setdefault(server, set()).add(agent_id)
-            marks.append((agent_id, (Kind.SERVER, server)))
+            marks.append((frozenset((agent_id,)), (Kind.SERVER, server)))
         for group_id in set(after).difference(before or ()):
             if self._groups.add(agent_id, group_id):
-                marks.append((agent_id, (Kind.GROUP, group_id)))
+                marks.append((frozenset((agent_id,)), (Kind.GROUP, group_id)))
                 for remote in self._naming.of(group_id):
                     marks += self._set_needed(agent_id, remote)
         self._leave(agent_id, set(before or ()).difference(after), marks)
@@ -95,7 +100,7 @@ class Interest:
         placed.discard(agent_id)
         if not placed:
             del self._agents_of_server[server]
-        marks: Marks = [(agent_id, (Kind.SERVER, server))]
+        marks: Marks = [(frozenset((agent_id,)), (Kind.SERVER, server))]
         self._leave(agent_id, group_ids, marks)
         return marks
 
@@ -124,15 +129,15 @@ class Interest:
     def _leave(self, agent_id: str, group_ids: Iterable[str], marks: Marks) -> None:
         for group_id in group_ids:
             if self._groups.remove(agent_id, group_id):
-                marks.append((agent_id, (Kind.GROUP, group_id)))
+                marks.append((frozenset((agent_id,)), (Kind.GROUP, group_id)))
                 for remote in self._naming.of(group_id):
                     marks += self._set_left(agent_id, remote)
 
     def _set_needed(self, agent_id: str, remote: str) -> Marks:
-        return [(agent_id, (Kind.SET, remote))] if self._sets.add(agent_id, remote) else []
+        return [(frozenset((agent_id,)), (Kind.SET, remote))] if self._sets.add(agent_id, remote) else []
 
     def _set_left(self, agent_id: str, remote: str) -> Marks:
-        return [(agent_id, (Kind.SET, remote))] if self._sets.remove(agent_id, remote) else []
+        return [(frozenset((agent_id,)), (Kind.SET, remote))] if self._sets.remove(agent_id, remote) else []
 
 
 class _Counts:
@@ -154,7 +159,7 @@ class _Counts:
                 owners.add(owner)
 
     def of(self, owner: str) -> Collection[str]:
-        return self._counts.get(owner, {}).keys()
+        return self._counts.get(owner, ())
 
     def owners(self, name: str) -> Collection[str]:
         return self._owners.get(name, ())

@@ -67,11 +67,11 @@ class Moves:
 
     def to(self, agent_id: str) -> list[Move]:
         """Return the moves that wait for an agent."""
-        return [self._moves[server] for server in sorted(self._to.get(agent_id, ()))]
+        return [self._moves[server] for server in sorted(self._to[agent_id])] if agent_id in self._to else []
 
     def held_by(self, agent_id: str) -> list[Move]:
         """Return the moves in which an agent is an old one."""
-        return [self._moves[server] for server in sorted(self._held_by.get(agent_id, ()))]
+        return [self._moves[server] for server in sorted(self._held_by[agent_id])] if agent_id in self._held_by else []
 
 
 def _take_out(index: dict[str, set[str]], agent_id: str, server: str) -> None:

@@ -9,7 +9,7 @@ the move without rejecting the server or one of its groups; see ``moves``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, TypeVar
 from secgroups.controller.agent_record import AgentRecord, AgentStatus, Fleet, Standing
 from secgroups.controller.channel import AgentChannel
 from secgroups.controller.interest import Interest, Marks
+from secgroups.controller.marked import MarkedAgents
 from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
 from secgroups.controller.moves import Move, Moves
+from secgroups.controller.ready_steps import ReadySteps
 from secgroups.controller.resume import Since, Source, is_on_history
 from secgroups.controller.roster import Roster
 from secgroups.controller.set_history import SetHistory
@@ -46,6 +48,7 @@ class Publisher:
         self._history = SetHistory()
         self._moves = Moves()
         self._roster = Roster(state, self._moves)
+        self._marked = MarkedAgents()
         self._source = Source(
             state=state,
             lineage=lineage,
@@ -53,6 +56,8 @@ class Publisher:
             objects=self._objects,
             history=self._history,
             log=self._roster.log,
+            marked=self._marked,
+            ready_steps=ReadySteps(),
         )
         self._load()
 
@@ -81,38 +86,52 @@ class Publisher:
     # Changes.
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Take note of changes that ``state`` already has, in the order of their revisions."""
-        told: set[str] = set()
+        """Take note of changes that ``state`` already has, in the order of their revisions, however many revisions they are.
+
+        What is told at once is sent at once: no agent ever gets a part of it. So revisions that touched the same objects of the
+        same agents are one entry in the log.
+        """
+        awake: list[AgentChannel] = []
+        away: set[str] = set()
+        alike: dict[tuple[frozenset[str], frozenset[ObjectKey]], list[Since]] = {}
         for revision, batch in groupby(changes, key=lambda change: change.revision):
             marks: Marks = []
             commit_us = 0
             for change in batch:
                 commit_us = change.at_us
                 marks += self._marks_of(change)
-            self._mark(marks, Since(revision, commit_us))
-            agent_ids = {agent_id for agent_id, _ in marks}
-            if agent_ids:
-                self._roster.log.add(revision, commit_us, agent_ids, {key for _, key in marks})
-            told |= agent_ids
-        for agent_id in told:
-            self._roster.release_if_gone(agent_id)
-        self._wake(told)
-
-    def _mark(self, marks: Marks, since: Since) -> None:
-        for agent_id, key in marks:
-            record = self._roster.find(agent_id)
-            if record is None:
+            since = Since(revision, commit_us)
+            touched = frozenset[str]().union(*(agent_ids for agent_ids, _ in marks))
+            if not touched:
                 continue
-            if record.channel is not None:
-                record.channel.mark(key, since)
-            else:
-                record.miss(since.revision)
+            for agent_ids, key in marks:
+                # Where it is marked already, since then counts.
+                self._mark(self._marked.unmarked(key, agent_ids), key, since, awake, away)
+            alike.setdefault((touched, frozenset(key for _, key in marks)), []).append(since)
+        for (touched, keys), commits in alike.items():
+            self._roster.log.add(commits, touched, keys)
+        for agent_id in away:
+            self._roster.release_if_gone(agent_id)
+        for channel in awake:
+            channel.wake()
 
-    def _wake(self, agent_ids: Iterable[str]) -> None:
+    def _mark(self, agent_ids: Set[str], key: ObjectKey, since: Since, awake: list[AgentChannel], away: set[str]) -> None:
+        """Mark an object for agents. Those that are to be woken are added to ``awake``, those without a stream to ``away``."""
+        channels = self._roster.channels
+        streamless = set()
         for agent_id in agent_ids:
+            channel = channels.get(agent_id)
+            if channel is None:
+                streamless.add(agent_id)
+            elif channel.mark(key, since):
+                awake.append(channel)
+        for agent_id in streamless:
             record = self._roster.find(agent_id)
-            if record is not None and record.channel is not None:
-                record.channel.wake()
+            if record is not None:
+                record.miss(since.revision)
+        away |= streamless
+        if marked := agent_ids - streamless:
+            self._marked.add(key, marked)
 
     def _marks_of(self, change: Change) -> Marks:
         before, after = change.before, change.after
@@ -161,7 +180,7 @@ class Publisher:
         else:
             if before is not None and before.agent_id != after.agent_id:
                 # The old agent is touched, whether it lets go now or later.
-                marks += [(agent_id, (Kind.SERVER, after.key)) for agent_id in self._holders(after)]
+                marks.append((frozenset(self._holders(after)), (Kind.SERVER, after.key)))
                 self._begin_move(before, after, revision)
             marks += self._place(after)
             if before is not None and before.binding_revision != after.binding_revision:
@@ -179,7 +198,8 @@ class Publisher:
         return marks
 
     def _to_all(self, key: ObjectKey) -> Marks:
-        return [(agent_id, key) for agent_id in self._interest.agents_of(key)]
+        # As they are now: the next change of the same revision may take some of them out.
+        return [(frozenset(self._interest.agents_of(key)), key)]
 
     # Placement and migration.
 
@@ -232,10 +252,14 @@ class Publisher:
         marks: Marks = []
         for agent_id in move.old_agent_ids:
             marks += self._interest.displace(agent_id, move.server)
-        self._mark(marks, Since(move.revision, now_us))
-        self._wake(move.old_agent_ids)
+        awake: list[AgentChannel] = []
+        for agent_ids, key in marks:
+            # Where it is marked already, that is since a later revision.
+            self._mark(agent_ids, key, Since(move.revision, now_us), awake, set())
         for agent_id in move.old_agent_ids:
             self._roster.release_if_gone(agent_id)
+        for channel in awake:
+            channel.wake()
 
     # Streams.
 
@@ -260,6 +284,7 @@ class Publisher:
                 channel.end(f"{_told(known.hello)} was started later", SUPERSEDED_RECONNECT_S)
                 return channel
             known.channel.end(f"{_told(hello)} has taken over", SUPERSEDED_RECONNECT_S)
+            known.channel.forget_marks()
         self._drop_what_is_not_held(hello)
         record = AgentRecord(
             # What it holds, which may be thousands of objects, is kept up by the channel.
@@ -283,7 +308,8 @@ class Publisher:
             return
         record.behind_since = channel.pending_since
         record.rejected = channel.rejected
-        record.channel = None
+        channel.forget_marks()
+        self._roster.end_stream(record)
         self._roster.release_if_gone(channel.agent_id)
 
     def heard(self, channel: AgentChannel, now_us: int, clock_us: int, report: Report | None = None) -> None:
@@ -295,9 +321,8 @@ class Publisher:
 
     def end_all(self, reason: str, reconnect_after_s: float) -> None:
         """End every stream with a GoAway."""
-        for record in self._roster.connected():
-            if record.channel is not None:
-                record.channel.end(reason, reconnect_after_s)
+        for channel in list(self._roster.channels.values()):
+            channel.end(reason, reconnect_after_s)
 
     def _progressed(self, channel: AgentChannel, now_us: int) -> None:
         record = self._roster.find(channel.agent_id)
@@ -322,8 +347,7 @@ class Publisher:
 
     def find_channel(self, agent_id: str) -> AgentChannel | None:
         """Return the stream of an agent, None if it has none."""
-        record = self._roster.find(agent_id)
-        return record.channel if record else None
+        return self._roster.channels.get(agent_id)
 
     # What is known, and in force.
 

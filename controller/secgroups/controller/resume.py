@@ -17,6 +17,8 @@ from secgroups.controller.stream_messages import Hello, Kind, ObjectKey, SyncMod
 if TYPE_CHECKING:
     from secgroups.controller.in_force import RevisionLog
     from secgroups.controller.interest import Interest
+    from secgroups.controller.marked import MarkedAgents
+    from secgroups.controller.ready_steps import ReadySteps
     from secgroups.controller.set_history import SetHistory
     from secgroups.controller.state import State
     from secgroups.controller.store.interface import Lineage
@@ -47,6 +49,8 @@ class Source:
     objects: StreamObjects
     history: SetHistory
     log: RevisionLog
+    marked: MarkedAgents
+    ready_steps: ReadySteps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,7 @@ def _explained(hello: Hello, differing: list[ObjectKey], log: RevisionLog) -> tu
         if hello.agent_id in touched.agent_ids:
             for key in touched.keys & marked.keys():
                 explained.add(key)
-                marked[key] = Since(touched.revision, touched.commit_us)
+                marked[key] = touched.commits[0]
     return marked, [key for key in differing if key not in explained]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from secgroups.controller.obstacles import Obstacle
 from secgroups.controller.stream_messages import Kind
 
 if TYPE_CHECKING:
+    from secgroups.controller.channel import AgentChannel
     from secgroups.controller.moves import Move, Moves
     from secgroups.controller.state import State
 
@@ -21,10 +22,14 @@ RECORDS_MAX = 10_000
 
 
 class Roster:
-    """The records of agents that connected, and how revisions stand with them. ``log`` holds what the latest revisions touched."""
+    """The records of agents that connected, and how revisions stand with them.
+
+    ``channels`` are the streams of those that have one, ``log`` holds what the latest revisions touched.
+    """
 
     def __init__(self, state: State, moves: Moves) -> None:
         self.log = RevisionLog(state.revision, lambda agent_id: agent_id in self._records or agent_id in state.agents())
+        self.channels: dict[str, AgentChannel] = {}
         self._state = state
         self._moves = moves
         self._records: dict[str, AgentRecord] = {}
@@ -35,29 +40,33 @@ class Roster:
         """Return the record of an agent that has connected."""
         return self._records.get(agent_id)
 
-    def connected(self) -> Iterator[AgentRecord]:
-        """Yield the records of the agents that have a stream."""
-        return (record for record in self._records.values() if record.channel is not None)
-
     def put(self, record: AgentRecord) -> None:
         """Take a record in, in place of the one that there may be."""
         agent_id = record.hello.agent_id
         # The latest to connect stands last.
         self._records.pop(agent_id, None)
         self._records[agent_id] = record
+        if record.channel is not None:
+            self.channels[agent_id] = record.channel
         if len(self._records) > RECORDS_MAX:
             self._forget_strangers()
+
+    def end_stream(self, record: AgentRecord) -> None:
+        """Note that an agent has no stream any more."""
+        record.channel = None
+        self.channels.pop(record.hello.agent_id, None)
 
     def settle(self, agent_id: str, now_us: int) -> None:
         """Look again at what an agent has in force, and tell those who watch it."""
         record = self._records.get(agent_id)
         is_blocked = None
         # Nearly always neither: then an acknowledgement costs the same whatever each revision touched.
-        if (record is not None and record.rejected) or any(True for _ in self._moves.held_by(agent_id)):
+        if (record is not None and record.rejected) or self._moves.held_by(agent_id):
             is_blocked = partial(self._is_blocked, agent_id)
         self.log.settle(agent_id, self._in_force_revision(agent_id), is_blocked, now_us)
-        for watcher in list(self._watchers.get(agent_id, ())):
-            watcher(agent_id)
+        if agent_id in self._watchers:
+            for watcher in list(self._watchers[agent_id]):
+                watcher(agent_id)
 
     def release_if_gone(self, agent_id: str) -> None:
         """Wait for an agent no more if it is not connected and what revisions touched of it is not its own any more."""
@@ -82,7 +91,7 @@ class Roster:
         late = sorted(agent_id for agent_id in agent_ids if self._lags(agent_id, revision, touched))
         taken_us = None
         if touched is not None and touched.in_force_us is not None and not late:
-            taken_us = max(0, touched.in_force_us - touched.commit_us)
+            taken_us = max(0, touched.in_force_us - touched.commit_us(revision))
         lagging = tuple(self._lag(agent_id, revision, touched) for agent_id in late)
         return Standing(agents_touched=len(agent_ids), lagging=lagging, commit_to_in_force_us=taken_us)
 
@@ -177,7 +186,7 @@ class Roster:
         )
 
     def _all_agents(self) -> frozenset[str]:
-        return frozenset([*self._state.agents(), *(record.hello.agent_id for record in self.connected())])
+        return frozenset([*self._state.agents(), *self.channels])
 
     def _forget_strangers(self) -> None:
         strangers = [
@@ -217,7 +226,7 @@ class Roster:
         record = self._records.get(agent_id)
         if (record is not None and record.channel is not None) or agent_id in self._state.agents():
             return False
-        return not any(True for _ in self._moves.held_by(agent_id))
+        return not self._moves.held_by(agent_id)
 
     def _removes_for_good(self, touched: Touched) -> bool:
         """Whether a revision touched a server that nobody guards now: who is gone may let its packets pass until it hears."""
@@ -249,7 +258,7 @@ class Roster:
         return obstacles.away(guards=guards, last_heard_us=record.last_heard_us if record else None)
 
     def _is_blocked(self, agent_id: str, touched: Touched) -> bool:
-        return self._find_obstacle(agent_id, touched.revision, touched) is not None
+        return self._find_obstacle(agent_id, touched.commits[-1].revision, touched) is not None
 
     def _find_obstacle(self, agent_id: str, revision: int, touched: Touched | None) -> Obstacle | None:
         """Return what of a revision an agent that has acknowledged it does not have in force; None if it has it all."""

@@ -11,8 +11,8 @@ from typing import Generic, Protocol, TypeVar
 ItemT = TypeVar("ItemT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
-# Mutations that share one commit at most; more would make the first of them wait.
-BATCH_MAX = 128
+# Mutations that share one commit at most. More would make the first of them wait, and their news be older when they are told.
+BATCH_MAX = 16
 
 
 class Writer(Protocol[ItemT_contra]):

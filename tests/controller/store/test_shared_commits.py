@@ -193,16 +193,17 @@ async def gathered_behind(core: Core, *operations: Operation) -> tuple[Gate, lis
 async def test_callers_that_wait_share_a_commit_and_are_answered_in_order_of_revision(path: Path) -> None:
     clock = Clock()
     async with running(path, clock_us=clock) as core:
-        told: list[tuple[int, int]] = []
-        core.listen(lambda changes: told.append((changes[0].revision, core.state.revision)))
+        told: list[tuple[list[int], int]] = []
+        core.listen(lambda changes: told.append((list(dict.fromkeys(change.revision for change in changes)), core.state.revision)))
         gate, tasks = await gathered_behind(core, *(new_group(f"g{number}") for number in range(20)), new_group("g3"))
         written = _frames(path)
         gate.open.set()
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), WAIT_S)
         assert [outcome.revision for outcome in results[1:-1]] == list(range(1, 21))
         assert isinstance(results[-1], AlreadyExistsError)
-        # The state has a change before anybody is told of it, and they are told one revision at a time.
-        assert told == [(revision, revision) for revision in range(1, 21)]
+        # The state has a change before anybody is told of it, and what was committed together is told of at once.
+        assert [revision for revisions, _ in told for revision in revisions] == list(range(1, 21))
+        assert [(revisions[-1], state) for revisions, state in told] == [(16, 16), (20, 20)]
         # A commit writes each page that it touched once: twenty of their own would write several times as many.
         shared = _frames(path) - written
         for number in range(20):

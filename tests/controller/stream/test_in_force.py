@@ -6,6 +6,7 @@ import pytest
 from stream_world import Agent, World, allow, ops
 
 from secgroups.controller.in_force import RevisionLog
+from secgroups.controller.resume import Since
 from secgroups.controller.stream_messages import HeldBack, Hello, Kind
 
 NOT_CONNECTED, BEHIND = "not connected", "not acknowledged yet"
@@ -259,7 +260,7 @@ def test_the_log_does_not_grow_with_agents_that_come_and_go_by_name(monkeypatch:
     monkeypatch.setattr("secgroups.controller.in_force.SWEEP_MIN", 8)
     log = RevisionLog(0, lambda agent_id: agent_id == "agent-0")
     for revision in range(1, 1_000):
-        log.add(revision, revision, [f"agent-{revision - 1}"], [(Kind.GROUP, "g")])
+        log.add([Since(revision, revision)], [f"agent-{revision - 1}"], [(Kind.GROUP, "g")])
     assert (log.waiting("agent-0"), log.find_oldest_commit_us("agent-0")) == (1, 1)
     assert sum(log.waiting(f"agent-{number}") > 0 for number in range(1_000)) <= 16
 
@@ -268,11 +269,11 @@ def test_the_log_is_bounded_in_bytes_and_keeps_the_newest(monkeypatch: pytest.Mo
     monkeypatch.setattr("secgroups.controller.in_force.BYTES_MAX", 10_000)
     log = RevisionLog(0, lambda agent_id: True)
     for revision in range(1, 100):
-        log.add(revision, revision, [f"{revision}-{number}" for number in range(100)], [])
+        log.add([Since(revision, revision)], [f"{revision}-{number}" for number in range(100)], [])
     assert log.knows(99)
     assert not log.knows(98)
     # One set of agents that many revisions share costs less.
     shared = [f"agent-{number}" for number in range(10)]
     for revision in range(100, 200):
-        log.add(revision, revision, shared, [])
+        log.add([Since(revision, revision)], shared, [])
     assert log.knows(101)

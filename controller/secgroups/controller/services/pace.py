@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 
-# Some milliseconds' worth of sending.
-TURN_STREAMS = 16
+# About a millisecond's worth of sending. gRPC takes in one call per turn of the event loop, whatever number waits.
+TURN_STREAMS = 4
 # The share of the time that sending may take on and on; the rest is for acknowledgements, calls and the disk.
 SHARE = 0.5
 # What may be taken at once: several thousand streams' worth, so that a single change never waits for its budget.
