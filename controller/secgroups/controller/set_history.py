@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from secgroups.controller.model import Address
@@ -20,31 +20,31 @@ CHANGES_PER_SET_MAX = 1_024
 ADDRESSES_PER_SET_MAX = 2_048
 # Of all sets together; a change of one address takes about 700 bytes.
 CHANGES_MAX = 65_536
+IPV4_BYTES, IPV6_BYTES = 4, 16
 # Agents that follow each other closely need the same few patches, each made once.
 PATCHES_READY_MAX = 256
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Step:
-    """How a set came from one version to the next."""
+    """How a set came from one version to the next. Addresses are packed: bytes compare in C, address objects in Python."""
 
     base_version: int
     version: int
-    added: frozenset[Address]
-    removed: frozenset[Address]
+    added: set[bytes] = field(default_factory=set)
+    removed: set[bytes] = field(default_factory=set)
 
     @property
     def addresses(self) -> int:
         return len(self.added) + len(self.removed)
 
-    def then(self, later: _Step) -> _Step:
-        """Return this step and a later one as one: an address that came and went, or went and came back, is no change."""
-        return _Step(
-            self.base_version,
-            later.version,
-            (self.added - later.removed) | (later.added - self.removed),
-            (self.removed - later.added) | (later.removed - self.added),
-        )
+    def go_on(self, added: Set[bytes], removed: Set[bytes]) -> None:
+        """Take in what came after it: an address that came and went, or went and came back, is no change."""
+        back, gone_again = self.removed & added, self.added & removed
+        self.removed -= back
+        self.added -= gone_again
+        self.added |= added - back
+        self.removed |= removed - gone_again
 
 
 @dataclass(slots=True)
@@ -59,10 +59,12 @@ class _Kept:
         self.steps.append(step)
         self.addresses += step.addresses
 
-    def pop(self) -> _Step:
-        step = self.steps.pop()
+    def go_on(self, added: Set[bytes], removed: Set[bytes]) -> None:
+        """Have the last step end elsewhere. Takes time in proportion to the addresses."""
+        step = self.steps[-1]
         self.addresses -= step.addresses
-        return step
+        step.go_on(added, removed)
+        self.addresses += step.addresses
 
     def popleft(self) -> None:
         self.addresses -= self.steps.popleft().addresses
@@ -75,6 +77,7 @@ class SetHistory:
         self._sets: dict[str, _Kept] = {}
         self._order: deque[tuple[str, int]] = deque()  # Group and version of each step kept, and of some that are gone.
         self._ready: OrderedDict[tuple[str, int, int], AddressSetPatch] = OrderedDict()
+        self._ready_of: set[str] = set()  # The groups that these are of, and some more.
 
     def begin(self, group_id: str, version: int) -> None:
         """Start from a set as it is."""
@@ -88,15 +91,17 @@ class SetHistory:
         kept = self._sets.get(group_id)
         if kept is None:
             kept = self._sets[group_id] = _Kept(0, deque())
-        step = _Step(kept.version, version, frozenset(added), frozenset(removed))
+        come, gone = _packed(added), _packed(removed)
         if version != kept.version:
+            kept.append(_Step(kept.version, version, come, gone))
             kept.version = version
-            kept.append(step)
             self._order.append((group_id, version))
         elif kept.steps:
-            kept.append(kept.pop().then(step))
-            for key in [key for key in self._ready if key[0] == group_id]:
-                del self._ready[key]
+            kept.go_on(come, gone)
+            if group_id in self._ready_of:
+                self._ready_of.discard(group_id)
+                for key in [key for key in self._ready if key[0] == group_id]:
+                    del self._ready[key]
         # Else the version is where the known past begins, or its first part is forgotten: no patch can lead there.
         while kept.steps and (len(kept.steps) > CHANGES_PER_SET_MAX or kept.addresses > ADDRESSES_PER_SET_MAX):
             kept.popleft()
@@ -111,6 +116,7 @@ class SetHistory:
     def forget(self, group_id: str) -> None:
         """Drop what is known of a group that is gone."""
         self._sets.pop(group_id, None)
+        self._ready_of.discard(group_id)
 
     def find_patch(self, group_id: str, base_version: int, version: int) -> AddressSetPatch | None:
         """Return the patch from a version to that which the set has now, None if it is not known any more.
@@ -129,6 +135,7 @@ class SetHistory:
         if step is None:
             return None
         made = self._ready[key] = _patch(group_id, step)
+        self._ready_of.add(group_id)
         if len(self._ready) > PATCHES_READY_MAX:
             self._ready.popitem(last=False)
         return made
@@ -145,16 +152,10 @@ def _step_from(steps: deque[_Step], base_version: int) -> _Step | None:
             break
     else:
         return None
-    added: set[Address] = set()
-    removed: set[Address] = set()
+    whole = _Step(base_version, steps[-1].version)
     for step in reversed(wanted):
-        # As ``then`` says, without making all of it anew for each step.
-        back, gone_again = removed & step.added, added & step.removed
-        removed -= back
-        added -= gone_again
-        added |= step.added - back
-        removed |= step.removed - gone_again
-    return _Step(base_version, steps[-1].version, frozenset(added), frozenset(removed))
+        whole.go_on(step.added, step.removed)
+    return whole
 
 
 def _patch(group_id: str, step: _Step) -> AddressSetPatch:
@@ -162,11 +163,19 @@ def _patch(group_id: str, step: _Step) -> AddressSetPatch:
         group_id=group_id,
         base_version=step.base_version,
         version=step.version,
-        added_ipv4=pack(step.added, 4),
-        added_ipv6=pack(step.added, 6),
-        removed_ipv4=pack(step.removed, 4),
-        removed_ipv6=pack(step.removed, 6),
+        added_ipv4=_joined(step.added, IPV4_BYTES),
+        added_ipv6=_joined(step.added, IPV6_BYTES),
+        removed_ipv4=_joined(step.removed, IPV4_BYTES),
+        removed_ipv6=_joined(step.removed, IPV6_BYTES),
     )
+
+
+def _packed(addresses: Iterable[Address]) -> set[bytes]:
+    return {address.packed for address in addresses}
+
+
+def _joined(addresses: Iterable[bytes], size_bytes: int) -> bytes:
+    return b"".join(sorted(address for address in addresses if len(address) == size_bytes))
 
 
 def pack(addresses: Iterable[Address], family: int) -> bytes:
