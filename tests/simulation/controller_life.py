@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
@@ -49,7 +50,7 @@ class LoopWriter:
         self._told_s = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._untold = 0
+        self._untold: deque[Callable[[], None]] = deque()
 
     def put(self, item: Any) -> None:
         self._waiting.append(item)
@@ -65,14 +66,14 @@ class LoopWriter:
         batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
         done = self._life.commit(self._work, batch)
         self._busy = False
-        self._untold += 1
+        # Results come back in order: timers of one instant would not.
+        self._untold.append(done)
         self._told_s = max(self._told_s, self._loop.time() + self._loop.random.random() * COMMIT_S_MAX)
-        self._loop.call_at(self._told_s, self._tell, done)
+        self._loop.call_at(self._told_s, self._tell)
         self._begin()
 
-    def _tell(self, done: Callable[[], None]) -> None:
-        done()
-        self._untold -= 1
+    def _tell(self) -> None:
+        self._untold.popleft()()
         if not self._untold and not self._waiting and not self._busy:
             self._idle.set()
 

@@ -49,6 +49,7 @@ SMALL_LIMITS = {
     "secgroups.controller.store.sqlite": {"CHANGES_REVISIONS_MAX": 6},
     "secgroups.controller.store.timelines": {"TIMELINES_MAX": 2},
     "secgroups.controller.in_force": {"REVISIONS_MAX": 5},
+    "secgroups.controller.in_force:crowds": {"CROWD_MIN": 2, "CROWDS_MAX": 2},
     "secgroups.controller.set_history": {"CHANGES_PER_SET_MAX": 2, "ADDRESSES_PER_SET_MAX": 3},
     "secgroups.controller.channel": {"CHUNK_BYTES_MAX": 400, "CATCH_UP_MAX": 1},
     "secgroups.controller.stream_objects": {"CACHE_BYTES_MAX": 500},
@@ -78,7 +79,7 @@ class Plan:
     capacity: int
     # How often each kind of change is made beside the others.
     mix: dict[str, int]
-    # Modules whose bounds are small.
+    # Modules whose bounds are small, by their keys in SMALL_LIMITS.
     small_limits: tuple[str, ...] = ()
     # By agent: messages and bytes of the window that it asks for.
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)

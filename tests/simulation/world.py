@@ -54,7 +54,9 @@ class FailedError(Exception):
 @contextmanager
 def _small_limits(modules: Iterable[str]) -> Iterator[None]:
     """Make the bounds of some modules small for a while."""
-    bounds = [(import_module(module), name, most) for module in modules for name, most in SMALL_LIMITS[module].items()]
+    bounds = [
+        (import_module(module.partition(":")[0]), name, most) for module in modules for name, most in SMALL_LIMITS[module].items()
+    ]
     usual = [getattr(module, name) for module, name, _ in bounds]
     for module, name, most in bounds:
         setattr(module, name, most)

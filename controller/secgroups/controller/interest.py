@@ -70,6 +70,10 @@ class Interest:
             return self._agents_of_server.get(name, ())
         return (self._groups if kind is Kind.GROUP else self._sets).owners(name)
 
+    def remotes_of(self, group_id: str) -> Collection[str]:
+        """Return the groups that the rules of a group name as remote."""
+        return self._naming.of(group_id)
+
     def place(self, agent_id: str, server: str, group_ids: Iterable[str]) -> Marks:
         """Place a server on an agent, or change the groups of one that is placed there."""
         marks: Marks = []

@@ -5,18 +5,21 @@ A server that moves on before it arrived has several old agents. What an agent d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True, kw_only=True)
 class Move:
-    """The last move of a server: to which agent, at which revision, and which agents still hold the server."""
+    """The last move of a server: to which agent, at which revision, and which agents still hold the server.
+
+    ``old_agent_ids`` has for each of these the revision of the move that it was left with; 0 if that is not known any more.
+    """
 
     server: str
     to_agent_id: str
     revision: int
-    old_agent_ids: set[str] = field(default_factory=set)
+    old_agent_ids: dict[str, int] = field(default_factory=dict)
 
 
 class Moves:
@@ -28,10 +31,13 @@ class Moves:
         self._to: dict[str, set[str]] = {}
         self._held_by: dict[str, set[str]] = {}
 
-    def begin(self, server: str, from_agent_ids: Iterable[str], to_agent_id: str, revision: int) -> None:
-        """Note that a server moved; those who held it before an earlier move was complete keep it until this one is."""
-        earlier = self.end(server)
-        old = {*from_agent_ids, *(earlier.old_agent_ids if earlier else ())} - {to_agent_id}
+    def begin(self, server: str, from_agent_ids: Mapping[str, int], to_agent_id: str, revision: int) -> None:
+        """Note that a server moved at ``revision``, and who holds it, each with the revision of the move that it was left with.
+
+        What was known of an earlier move is forgotten.
+        """
+        self.end(server)
+        old = {agent_id: left for agent_id, left in from_agent_ids.items() if agent_id != to_agent_id}
         if old:
             self._moves[server] = Move(server=server, to_agent_id=to_agent_id, revision=revision, old_agent_ids=old)
             self._to.setdefault(to_agent_id, set()).add(server)
@@ -51,7 +57,7 @@ class Moves:
         """Note that an old agent does not hold the server any more."""
         move = self._moves.get(server)
         if move is not None and agent_id in move.old_agent_ids:
-            move.old_agent_ids.discard(agent_id)
+            del move.old_agent_ids[agent_id]
             _take_out(self._held_by, agent_id, server)
             if not move.old_agent_ids:
                 self.end(server)

@@ -9,7 +9,7 @@ the move without rejecting the server or one of its groups; see ``moves``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -69,7 +69,9 @@ class Publisher:
             self._history.begin(group.id, group.members_revision)
         for server in chain.from_iterable(map(state.servers, projects)):
             if server.agent_id and server.previous_agent_ids:
-                self._moves.begin(server.key, server.previous_agent_ids, server.agent_id, server.moved_revision)
+                # The latest was left with the last move; when the others were is not kept.
+                left = dict.fromkeys(server.previous_agent_ids, 0) | {server.previous_agent_ids[0]: server.moved_revision}
+                self._moves.begin(server.key, left, server.agent_id, server.moved_revision)
         self._interest.begin(
             (
                 (rule.group_id, remote)
@@ -93,13 +95,15 @@ class Publisher:
         """
         awake: list[AgentChannel] = []
         away: set[str] = set()
-        alike: dict[tuple[frozenset[str], frozenset[ObjectKey]], list[Since]] = {}
+        alike: dict[tuple[frozenset[str], frozenset[ObjectKey], bool], list[Since]] = {}
         for revision, batch in groupby(changes, key=lambda change: change.revision):
             marks: Marks = []
             commit_us = 0
+            removes_for_good = False
             for change in batch:
                 commit_us = change.at_us
                 marks += self._marks_of(change)
+                removes_for_good |= _leaves_unguarded(change)
             since = Since(revision, commit_us)
             touched = frozenset[str]().union(*(agent_ids for agent_ids, _ in marks))
             if not touched:
@@ -107,9 +111,9 @@ class Publisher:
             for agent_ids, key in marks:
                 # Where it is marked already, since then counts.
                 self._mark(self._marked.unmarked(key, agent_ids), key, since, awake, away)
-            alike.setdefault((touched, frozenset(key for _, key in marks)), []).append(since)
-        for (touched, keys), commits in alike.items():
-            self._roster.log.add(commits, touched, keys)
+            alike.setdefault((touched, frozenset(key for _, key in marks), removes_for_good), []).append(since)
+        for (touched, keys, removes_for_good), commits in alike.items():
+            self._roster.log.add(commits, touched, keys, removes_for_good=removes_for_good)
         for agent_id in away:
             self._roster.release_if_gone(agent_id)
         for channel in awake:
@@ -224,10 +228,15 @@ class Publisher:
         return marks
 
     def _begin_move(self, before: Server, after: Server, revision: int) -> None:
+        earlier = self._moves.end(after.key)
         if not after.agent_id:
-            self._moves.end(after.key)
             return
-        self._moves.begin(after.key, [before.agent_id] if before.agent_id else [], after.agent_id, revision)
+        left = dict(earlier.old_agent_ids) if earlier else {}
+        if before.agent_id:
+            left[before.agent_id] = revision
+        # Only so many are remembered; who falls out lets go now.
+        kept = {agent_id: left[agent_id] for agent_id in after.previous_agent_ids if agent_id in left}
+        self._moves.begin(after.key, kept, after.agent_id, revision)
         for agent_id in self._moves.holders(after.key):
             record = self._roster.find(agent_id)
             if record is not None and record.channel and not record.channel.will_hold((Kind.SERVER, after.key)):
@@ -239,23 +248,24 @@ class Publisher:
             if channel.pending_since is not None and channel.pending_since <= move.revision:
                 continue
             server = self._objects.find_server(move.server)
-            if server is None or not self._rejects_any_of(channel, server):
+            if server is None or channel.rejected.keys().isdisjoint(self._needs_of(server)):
                 self._moves.end(move.server)
                 self._let_go(move, now_us)
 
-    @staticmethod
-    def _rejects_any_of(channel: AgentChannel, server: Server) -> bool:
-        keys: list[ObjectKey] = [(Kind.SERVER, server.key), *((Kind.GROUP, group_id) for group_id in server.group_ids)]
-        return any(key in channel.rejected for key in keys)
+    def _needs_of(self, server: Server) -> Iterator[ObjectKey]:
+        """Yield what an agent must have in force to guard a server."""
+        yield Kind.SERVER, server.key
+        for group_id in server.group_ids:
+            yield Kind.GROUP, group_id
+            for remote in self._interest.remotes_of(group_id):
+                yield Kind.SET, remote
 
     def _let_go(self, move: Move, now_us: int) -> None:
-        marks: Marks = []
-        for agent_id in move.old_agent_ids:
-            marks += self._interest.displace(agent_id, move.server)
         awake: list[AgentChannel] = []
-        for agent_ids, key in marks:
-            # Where it is marked already, that is since a later revision.
-            self._mark(agent_ids, key, Since(move.revision, now_us), awake, set())
+        for agent_id, left_revision in move.old_agent_ids.items():
+            for agent_ids, key in self._interest.displace(agent_id, move.server):
+                # Where it is marked already, that is since a later revision.
+                self._mark(agent_ids, key, Since(left_revision, now_us), awake, set())
         for agent_id in move.old_agent_ids:
             self._roster.release_if_gone(agent_id)
         for channel in awake:
@@ -394,6 +404,12 @@ ObjectT = TypeVar("ObjectT", Group, Rule, Server)
 def _as(kind: type[ObjectT], value: Group | Rule | Server | None) -> ObjectT | None:
     """Return ``value``, which a change of this kind must hold."""
     return value if isinstance(value, kind) else None
+
+
+def _leaves_unguarded(change: Change) -> bool:
+    """Whether a server has no agent after a change: one that is gone by then may let its packets pass until it hears of it."""
+    after = _as(Server, change.after) if change.kind == "server" else None
+    return change.kind == "server" and (after is None or not after.agent_id)
 
 
 def _told(hello: Hello) -> str:

@@ -10,7 +10,7 @@ from secgroups.controller import obstacles
 from secgroups.controller.agent_record import AgentRecord, AgentStatus, Fleet, Lag, Standing
 from secgroups.controller.in_force import RevisionLog, Touched
 from secgroups.controller.obstacles import Obstacle
-from secgroups.controller.stream_messages import Kind
+from secgroups.controller.stream_messages import Kind, ObjectKey
 
 if TYPE_CHECKING:
     from secgroups.controller.channel import AgentChannel
@@ -28,7 +28,7 @@ class Roster:
     """
 
     def __init__(self, state: State, moves: Moves) -> None:
-        self.log = RevisionLog(state.revision, lambda agent_id: agent_id in self._records or agent_id in state.agents())
+        self.log = RevisionLog(state.revision, lambda agent_id: agent_id in self._records or state.guards(agent_id))
         self.channels: dict[str, AgentChannel] = {}
         self._state = state
         self._moves = moves
@@ -59,11 +59,13 @@ class Roster:
     def settle(self, agent_id: str, now_us: int) -> None:
         """Look again at what an agent has in force, and tell those who watch it."""
         record = self._records.get(agent_id)
-        is_blocked = None
+        rejected = record.rejected if record is not None else {}
+        until = self._in_force_revision(agent_id)
         # Nearly always neither: then an acknowledgement costs the same whatever each revision touched.
-        if (record is not None and record.rejected) or self._moves.held_by(agent_id):
-            is_blocked = partial(self._is_blocked, agent_id)
-        self.log.settle(agent_id, self._in_force_revision(agent_id), is_blocked, now_us)
+        if rejected or self._moves.held_by(agent_id):
+            self.log.settle(agent_id, until, now_us, partial(self._find_blocking, agent_id), rejected)
+        else:
+            self.log.settle(agent_id, until, now_us)
         if agent_id in self._watchers:
             for watcher in list(self._watchers[agent_id]):
                 watcher(agent_id)
@@ -71,7 +73,7 @@ class Roster:
     def release_if_gone(self, agent_id: str) -> None:
         """Wait for an agent no more if it is not connected and what revisions touched of it is not its own any more."""
         if self._is_gone(agent_id):
-            self.log.release(agent_id, self._removes_for_good)
+            self.log.release(agent_id)
             for watcher in list(self._watchers.get(agent_id, ())):
                 watcher(agent_id)
 
@@ -218,24 +220,15 @@ class Roster:
 
     def _lags(self, agent_id: str, revision: int, touched: Touched | None) -> bool:
         if self._in_force_revision(agent_id) < revision:
-            return touched is None or not self._is_gone(agent_id) or self._removes_for_good(touched)
+            return touched is None or not self._is_gone(agent_id) or touched.removes_for_good
         return self._find_obstacle(agent_id, revision, touched) is not None
 
     def _is_gone(self, agent_id: str) -> bool:
         """Whether an agent is not connected, guards nothing, and holds nothing on its way to another one."""
         record = self._records.get(agent_id)
-        if (record is not None and record.channel is not None) or agent_id in self._state.agents():
+        if (record is not None and record.channel is not None) or self._state.guards(agent_id):
             return False
         return not self._moves.held_by(agent_id)
-
-    def _removes_for_good(self, touched: Touched) -> bool:
-        """Whether a revision touched a server that nobody guards now: who is gone may let its packets pass until it hears."""
-        for kind, name in touched.keys:
-            if kind is Kind.SERVER:
-                server = self._state.find_server(*name.split("/", 1))
-                if server is None or not server.agent_id:
-                    return True
-        return False
 
     def _lag(self, agent_id: str, revision: int, touched: Touched | None) -> Lag:
         record = self._records.get(agent_id)
@@ -254,11 +247,18 @@ class Roster:
             return obstacles.held_back(record.held_back)
         if record is not None and record.channel is not None:
             return obstacles.behind(self.log.waiting(agent_id))
-        guards = agent_id in self._state.agents()
+        guards = self._state.guards(agent_id)
         return obstacles.away(guards=guards, last_heard_us=record.last_heard_us if record else None)
 
-    def _is_blocked(self, agent_id: str, touched: Touched) -> bool:
-        return self._find_obstacle(agent_id, touched.commits[-1].revision, touched) is not None
+    def _find_blocking(self, agent_id: str, touched: Touched) -> ObjectKey | None:
+        """Return an object that stands against an agent's having in force what it has acknowledged."""
+        record = self._records.get(agent_id)
+        for key in record.rejected if record else ():
+            if key in touched.keys:
+                return key
+        for move in self._moves_of(agent_id, touched.last_revision, touched):
+            return Kind.SERVER, move.server
+        return None
 
     def _find_obstacle(self, agent_id: str, revision: int, touched: Touched | None) -> Obstacle | None:
         """Return what of a revision an agent that has acknowledged it does not have in force; None if it has it all."""
@@ -271,7 +271,6 @@ class Roster:
         return None
 
     def _moves_of(self, agent_id: str, revision: int, touched: Touched | None) -> list[Move]:
-        if touched is None:
-            return [move for move in self._moves.held_by(agent_id) if move.revision <= revision]
-        moves = [self._moves.find(name) for kind, name in touched.keys if kind is Kind.SERVER]
-        return [move for move in moves if move and move.revision == revision and agent_id in move.old_agent_ids]
+        """Return the moves of what a revision touched, in it or before, with which an agent has not let go yet."""
+        moves = [move for move in self._moves.held_by(agent_id) if move.old_agent_ids[agent_id] <= revision]
+        return [move for move in moves if touched is None or (Kind.SERVER, move.server) in touched.keys]

@@ -222,7 +222,11 @@ class State:
 
     def agents(self) -> Collection[str]:
         """Return the ids of the agents that guard a server, in no order."""
-        return [agent_id for agent_id, servers in self._servers_by_agent.items() if servers]
+        return self._servers_by_agent.keys()
+
+    def guards(self, agent_id: str) -> bool:
+        """Whether an agent guards a server."""
+        return agent_id in self._servers_by_agent
 
 
 def _remove(index: defaultdict[str, dict[str, V]], key: str, item: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from stream_world import Agent, World, allow, ops
 
-from secgroups.controller.in_force import RevisionLog
+from secgroups.controller.in_force import RevisionLog, Touched
 from secgroups.controller.resume import Since
-from secgroups.controller.stream_messages import HeldBack, Hello, Kind
+from secgroups.controller.stream_messages import HeldBack, Hello, Kind, ObjectKey
 
 NOT_CONNECTED, BEHIND = "not connected", "not acknowledged yet"
 
@@ -266,14 +271,82 @@ def test_the_log_does_not_grow_with_agents_that_come_and_go_by_name(monkeypatch:
 
 
 def test_the_log_is_bounded_in_bytes_and_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secgroups.controller.in_force.BYTES_MAX", 10_000)
+    monkeypatch.setattr("secgroups.controller.in_force.BYTES_MAX", 40_000)
     log = RevisionLog(0, lambda agent_id: True)
     for revision in range(1, 100):
-        log.add([Since(revision, revision)], [f"{revision}-{number}" for number in range(100)], [])
-    assert log.knows(99)
-    assert not log.knows(98)
-    # One set of agents that many revisions share costs less.
-    shared = [f"agent-{number}" for number in range(10)]
-    for revision in range(100, 200):
+        log.add([Since(revision, revision)], [f"{revision}-{number}" for number in range(200)], [])
+    assert (log.knows(99), log.knows(98)) == (True, False)
+    # What touches the same many agents again costs far less.
+    shared = [f"agent-{number}" for number in range(200)]
+    for revision in range(100, 125):
         log.add([Since(revision, revision)], shared, [])
     assert log.knows(101)
+
+
+AGENTS = ("a", "b", "c", "d")
+KEYS = tuple((Kind.GROUP, name) for name in "gh")
+agent, key = st.sampled_from(AGENTS), st.sampled_from(KEYS)
+step = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 3), st.frozensets(agent, min_size=1), st.frozensets(key, min_size=1), st.booleans()),
+    st.tuples(st.just("settle"), agent, st.integers(0, 4), st.frozensets(key)),
+    st.tuples(st.just("release"), agent),
+)
+
+
+class Both:
+    """The same log twice: with crowds of two agents and more, and without any."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.logs = {2: RevisionLog(0, lambda agent_id: True), 1_000: RevisionLog(0, lambda agent_id: True)}
+        self.revision = 0
+        self.rejected: dict[str, frozenset[ObjectKey]] = {}
+
+    def take(self, verb: str, *arguments: Any) -> None:
+        match verb, *arguments:
+            case "add", count, agent_ids, keys, for_good:
+                commits = [Since(self.revision + number, 10 * (self.revision + number)) for number in range(1, count + 1)]
+                self.revision += count
+                self.each(lambda log: log.add(commits, agent_ids, keys, removes_for_good=for_good))
+            case "settle", name, behind, rejected:
+                # What an agent has in force it does not lose again.
+                until = self.revision - behind
+
+                def find_obstacle(touched: Touched) -> ObjectKey | None:
+                    return next((key for key in sorted(rejected) if key in touched.keys), None)
+
+                lasting = rejected & self.rejected.get(name, frozenset())
+                self.rejected[name] = rejected
+                obstacle = find_obstacle if rejected else None
+                self.each(lambda log: log.settle(name, until, 1_000, obstacle, lasting))
+            case "release", name:
+                self.rejected.pop(name, None)
+                self.each(lambda log: log.release(name))
+
+    def each(self, ask: Callable[[RevisionLog], object]) -> list[object]:
+        answers = []
+        for crowd_min, log in self.logs.items():
+            self._monkeypatch.setattr("secgroups.controller.in_force.CROWD_MIN", crowd_min)
+            answers.append(ask(log))
+        return answers
+
+    def told(self, log: RevisionLog) -> object:
+        agents = [(log.waiting(name), log.find_oldest_commit_us(name)) for name in AGENTS]
+        found = [(log.knows(revision), log.find(revision)) for revision in range(1, self.revision + 1)]
+        touched = [(known, each and (each.agent_ids, each.waiting > 0, each.in_force_us)) for known, each in found]
+        counted = log.delays.counted()
+        return agents, touched, counted.counts, counted.sum_us
+
+
+@pytest.mark.parametrize("revisions_max", [5, 1_000])
+@given(steps=st.lists(step, max_size=30))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_crowd_answers_as_its_agents_would_each_for_themselves(
+    monkeypatch: pytest.MonkeyPatch, revisions_max: int, steps: list[tuple[Any, ...]]
+) -> None:
+    monkeypatch.setattr("secgroups.controller.in_force.REVISIONS_MAX", revisions_max)
+    both = Both(monkeypatch)
+    for each in steps:
+        both.take(*each)
+        crowds, alone = both.each(both.told)
+        assert crowds == alone
