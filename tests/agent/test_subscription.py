@@ -223,3 +223,13 @@ async def test_a_snapshot_that_is_held_back_is_said_once_for_each_case_and_in_ev
     assert said == [("snapshot_held_back", 2), ("snapshot_no_longer_held_back", 5)]
     lost = [line["reason"] for line in lines if line["event"] == "controller_lost"]
     assert "its snapshot at revision 3 would remove 2 of 2 servers, more than the share of 0.5 that max_removal allows" in lost
+
+
+async def test_a_hello_that_no_controller_would_take_names_nothing_and_leads_to_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secgroups.agent.subscription.HELLO_BYTES_MAX", 300)
+    many = [f"p/server-{number}" for number in range(20)]
+    async with site(snapshot(1, servers=many[:2]), snapshot(2, servers=many), snapshot(3, servers=many)) as agent:
+        await agent.run()
+        assert [(hello.store_epoch, len(hello.held)) for hello in agent.hellos] == [("", 0), ("epoch", 2), ("", 0), ("", 0)]
+        assert agent.replica.revision == 3
+        assert len(agent.replica.ruleset.servers) == 20

@@ -137,3 +137,34 @@ def test_what_is_no_request_for_metrics_harms_nothing(pair: tuple[Process, Proce
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/metrics", method="DELETE"), timeout=10)
     assert scrape(controller)["secgroups_controller_revision", ()] >= 1
+
+
+def test_nothing_but_get_metrics_is_answered(pair: tuple[Process, Process]) -> None:
+    for each in pair:
+        for path, method, code in (
+            ("/", "GET", 404),
+            ("/metrics/x", "GET", 404),
+            ("/metrics", "POST", 405),
+            ("/metrics", "PUT", 405),
+        ):
+            request = urllib.request.Request(
+                f"http://{metrics_address(each)}{path}", method=method, data=b"" if method != "GET" else None
+            )
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            assert (path, method, refused.value.code) == (path, method, code)
+            refused.value.close()
+
+
+def test_connections_that_say_nothing_are_bounded_and_left_after_a_while(pair: tuple[Process, Process]) -> None:
+    for each in pair:
+        assert each.popen is not None
+        host, _, port = metrics_address(each).rpartition(":")
+        idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(100)]
+        try:
+            # All but a few are closed at once, the others when their time is over; none gets an answer.
+            assert all(connection.recv(1) == b"" for connection in idle)
+            assert scrape(each)
+        finally:
+            for connection in idle:
+                connection.close()

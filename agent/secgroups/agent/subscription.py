@@ -37,6 +37,8 @@ HEARTBEATS_MAX = 3
 HEARTBEAT_BOUNDS_S = (0.01, 3600.0)
 # The largest single message is a group or a server, far below this; the controller cuts the rest.
 MESSAGE_BYTES_MAX = 64 << 20
+# A controller takes 4 MiB from its callers. Reached with about 65,000 objects.
+HELLO_BYTES_MAX = 4_000_000
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -189,6 +191,12 @@ class Subscription:
         hello.boot_time.FromNanoseconds(identity.boot_time_ns)
         if replica.held_back is not None:
             hello.held_back.CopyFrom(held_back_message(replica.held_back))
+        if hello.ByteSize() > HELLO_BYTES_MAX:
+            # Whoever names nothing is told everything, and keeps what it has until that has come whole.
+            log.warning("hello_shortened", objects=len(hello.held), bytes=hello.ByteSize(), bytes_max=HELLO_BYTES_MAX)
+            hello.ClearField("held")
+            hello.ClearField("state_digest")
+            hello.ClearField("store_epoch")
         return hello
 
     def _welcome(self, message: pb.SubscribeResponse) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from secgroups.controller.clocks import Clocks
-from secgroups.controller.services.pace import BURST_S, SHARE, TURN_STREAMS, Pace
+from secgroups.controller.services.pace import BURST_S, DEBT_MAX_S, SHARE, TURN_STREAMS, Pace
 
 WAKE_NS = 5_000_000
 
@@ -88,3 +88,34 @@ async def settled(woken: list[int]) -> None:
         before = len(woken)
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+async def test_a_stream_that_fails_in_its_turn_does_not_keep_the_others_from_theirs() -> None:
+    pace = Pace()
+    woken: list[int] = []
+
+    def fail() -> None:
+        raise RuntimeError("of one stream alone")
+
+    failures: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    pace.wake(fail)
+    for number in range(3 * TURN_STREAMS):
+        pace.wake(lambda number=number: woken.append(number))
+    await until(lambda: len(woken) == 3 * TURN_STREAMS)
+    assert [str(failure) for failure in failures] == ["of one stream alone"]
+
+
+async def test_a_turn_in_which_the_process_stood_still_holds_up_the_next_one_for_a_moment_only() -> None:
+    clock = Clock()
+    pace = Pace(clock.clocks())
+    woken: list[str] = []
+
+    def stand_still() -> None:
+        clock.now_ns += 3_600_000_000_000
+
+    pace.wake(stand_still)
+    await settled(woken)
+    pace.wake(lambda: woken.append("next"))
+    clock.now_ns += round(DEBT_MAX_S / SHARE * 1e9)
+    await until(lambda: bool(woken))

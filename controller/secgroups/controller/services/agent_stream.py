@@ -87,9 +87,10 @@ class AgentStream:
         self._heard(channel)
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))
-        reading.add_done_callback(lambda _: self._news.set())
+        reading.add_done_callback(self._reading_ended)
         self._timer = self._loop.call_later(self._settings.heartbeat_s, self._beat, channel)
-        self._news.set()
+        # In turn: all agents may come back at once.
+        self._wake()
         reason = "its stream ended"
         try:
             reason = await self._send(channel, reading)
@@ -102,6 +103,12 @@ class AgentStream:
                 timer.cancel()
             self._publisher.disconnect(channel)
             log.info("agent_disconnected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, reason=reason)
+
+    def _reading_ended(self, reading: asyncio.Task[None]) -> None:
+        # Whoever sends looks at it, unless that has ended before.
+        if not reading.cancelled():
+            reading.exception()
+        self._news.set()
 
     def _wake(self) -> None:
         """Let the sending side look, in turn with the streams that were woken before."""

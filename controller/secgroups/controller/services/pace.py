@@ -20,6 +20,8 @@ TURN_STREAMS = 4
 SHARE = 0.5
 # What may be taken at once: several thousand streams' worth, so that a single change never waits for its budget.
 BURST_S = 1.0
+# What may be owed. A turn in which the process stood still, whatever the reason, must not keep all agents waiting for long.
+DEBT_MAX_S = 0.1
 
 
 class Pace:
@@ -50,16 +52,18 @@ class Pace:
         if self._budget_s < 0:
             self._loop.call_later(-self._budget_s / SHARE, self._turn)
             return
-        for _ in range(min(TURN_STREAMS, len(self._waiting))):
-            self._waiting.popleft()()
-        self._turn_since_s = self._counted_until_s
-        self._loop.call_soon(self._turn)
+        try:
+            for _ in range(min(TURN_STREAMS, len(self._waiting))):
+                self._waiting.popleft()()
+        finally:
+            self._turn_since_s = self._counted_until_s
+            self._loop.call_soon(self._turn)
 
     def _count(self) -> None:
         """Fill the budget up by what has passed, and take from it what the last turn took."""
         now_s = self._clocks.monotonic_s()
         if self._turn_since_s is not None:
-            self._budget_s -= now_s - self._turn_since_s
+            self._budget_s = max(-DEBT_MAX_S, self._budget_s - (now_s - self._turn_since_s))
             self._turn_since_s = None
         self._budget_s = min(BURST_S, self._budget_s + SHARE * (now_s - self._counted_until_s))
         self._counted_until_s = now_s

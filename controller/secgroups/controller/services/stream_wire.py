@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from secgroups.controller.convert import fill_spec
 from secgroups.controller.delays import DelayCounts
@@ -45,8 +46,9 @@ REASON_CHARACTERS_MAX = 512
 FLOWS_MAX = 1 << 40
 DELAY_BOUNDS_MAX = 64
 
-# Ready-made objects kept for the next agent that needs them.
+# Ready-made objects kept for the next agent that needs them: the bytes, and what an entry with its object takes beside them.
 READY_BYTES_MAX = 64 << 20
+READY_ENTRY_BYTES = 1_024
 
 _KINDS = {pb.OBJECT_KIND_SERVER: Kind.SERVER, pb.OBJECT_KIND_GROUP: Kind.GROUP, pb.OBJECT_KIND_SET: Kind.SET}
 
@@ -133,13 +135,17 @@ class Wire:
         body = _object_message(value).SerializeToString()
         made = b"".join((tag, _varint(len(body)), body))
         if held is not None:
-            self._ready_bytes -= len(held[1])
+            self._ready_bytes -= _ready_size(*held)
         self._ready[key] = (value, made)
-        self._ready_bytes += len(made)
+        self._ready_bytes += _ready_size(value, made)
         while self._ready_bytes > READY_BYTES_MAX and len(self._ready) > 1:
-            _, (_, oldest) = self._ready.popitem(last=False)
-            self._ready_bytes -= len(oldest)
+            _, oldest = self._ready.popitem(last=False)
+            self._ready_bytes -= _ready_size(*oldest)
         return made
+
+
+def _ready_size(value: StreamObject | AddressSetPatch, made: bytes) -> int:
+    return READY_ENTRY_BYTES + value.size_bytes + len(made)
 
 
 @lru_cache(maxsize=64)
@@ -226,7 +232,7 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
     return Hello(
         agent_id=message.agent_id,
         boot_id=message.boot_id,
-        boot_time_us=message.boot_time.ToMicroseconds(),
+        boot_time_us=_microseconds_of(message.boot_time, "hello.boot_time"),
         version=message.version,
         host=message.host,
         store_epoch=message.store_epoch,
@@ -238,6 +244,13 @@ def hello_of(request: pb.SubscribeRequest) -> Hello:
         window_bytes=message.window.bytes,
         held_back=_held_back_of(message.held_back) if message.HasField("held_back") else None,
     )
+
+
+def _microseconds_of(time: Timestamp, field: str) -> int:
+    try:
+        return time.ToMicroseconds()
+    except ValueError as error:
+        raise InvalidError(field, f"is no time: {error}") from None
 
 
 def _held_back_of(message: pb.HeldBack) -> HeldBack:
