@@ -1,4 +1,4 @@
-"""A small disk; and another build of the engine in place of the installed one: what SECGROUPS_CHECKED_ENGINE names."""
+"""Plain text unless a test says otherwise; a small disk; another build of the engine: what SECGROUPS_CHECKED_ENGINE names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from types import ModuleType
 import pytest
 
 ENGINE = "secgroups.agent._engine"
+
+# Whoever is started, and sgctl, talks in plain text and knows nothing of whoever runs the tests: see tests/trust for all the rest.
+os.environ |= {
+    "SECGROUPS_CONTROLLER_PLAINTEXT": "true",
+    "SECGROUPS_AGENT_PLAINTEXT": "true",
+    "SECGROUPS_PLAINTEXT": "true",
+    "SECGROUPS_CONFIG": "/nonexistent/secgroups.toml",
+}
 
 
 class _OtherEngine:

@@ -62,7 +62,7 @@ def measure(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Return medians over all runs, with the least and the most of each figure."""
     data = folder / "data"
     data.mkdir()
-    listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", str(data)]
+    listen = ["--plaintext", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", str(data)]
     controller = Process(
         name="controller",
         arguments=["secgroups.controller", *listen],

@@ -217,7 +217,7 @@ class Site:
         self.controller = Process(
             name="controller",
             arguments=[
-                *("secgroups.controller", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--create"),
+                *("secgroups.controller", "--plaintext", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--create"),
                 *("--data-dir", str(folder / "data"), "--groups-per-project", str(agents + 10), "--log-level", "info"),
             ],
             ready_file=folder / "ready",
@@ -225,7 +225,7 @@ class Site:
         )
         self.controller.start()
         # It comes back where it was.
-        self.controller.arguments[2] = self.controller.address
+        self.controller.arguments[3] = self.controller.address
         self.operator = Operator(self.controller.address)
         self.fleet: Fleet | None = None
 

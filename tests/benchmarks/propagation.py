@@ -104,7 +104,7 @@ def conditions(large: estate.Size, small: estate.Size, runs: int, *, quick: bool
 
 def controller(folder: Path, file: Path) -> Process:
     """Return a controller of a database file, not started."""
-    listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", str(file.parent), *FLAGS]
+    listen = ["--plaintext", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", str(file.parent), *FLAGS]
     log = folder / f"controller-{file.parent.name}.log"
     return Process(
         name=f"controller-{file.parent.name}",
@@ -280,7 +280,7 @@ def site_agent(folder: Path, process: Process, name: str) -> Process:
     own = ["--agent-id", estate.SITE_AGENT, "--state-dir", str(state), "--controller", process.address]
     return Process(
         name=name,
-        arguments=["secgroups.agent", *own, "--listen", "127.0.0.1:0"],
+        arguments=["secgroups.agent", *own, "--plaintext", "--listen", "127.0.0.1:0"],
         ready_file=state / "ready",
         log_file=state / "log",
     )

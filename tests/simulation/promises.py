@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from truth import Branch, State
+from truth import Branch, Key, State, rule_shape
 
 if TYPE_CHECKING:
     from agent_life import AgentLife
@@ -85,10 +85,22 @@ class Promises:
         before, after = branch.at(revision - 1), branch.at(revision)
         changed = {("group", group_id) for group_id in after.groups if before.rules_of(group_id) != after.rules_of(group_id)}
         refused = {key for key in changed & life.rejected if self._world.checks.is_strange(branch.at(revision), key)}
+        # One that has taken a later version since, and then rejected one that is later still, has the revision in force.
+        objects = life.objects()
+        later = range(revision, branch.latest.revision + 1)
+        refused = {key for key in refused if not any(objects.get(key) == _found(branch.at(number), key) for number in later)}
         if refused and life.process.alive:
             self._fail(
                 "in_force", f"revision {revision} is said to be in force; {life.process.name} has rejected {sorted(refused)}"
             )
+
+
+def _found(state: State, key: Key) -> Any:
+    """Return a group as agents hold it at a revision; something else if there is no such group."""
+    if key[1] not in state.groups:
+        return ()
+    rules = [rule for rule in state.rules.values() if rule.group_id == key[1]]
+    return state.groups[key[1]].name, frozenset(map(rule_shape, rules))
 
 
 def _guards(state: State, agent_id: str) -> bool:

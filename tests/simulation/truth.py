@@ -65,7 +65,7 @@ def spanned(state: State, agent_id: str, extra_servers: Iterable[str] = ()) -> d
         objects["server", server.key] = (frozenset(server.addresses), tuple(sorted(server.group_ids)))
         for group_id in server.group_ids:
             rules = rules_of.get(group_id, [])
-            objects["group", group_id] = (state.groups[group_id].name, frozenset(map(_rule_shape, rules)))
+            objects["group", group_id] = (state.groups[group_id].name, frozenset(map(rule_shape, rules)))
             remotes |= {rule.spec.remote.group_id for rule in rules if isinstance(rule.spec.remote, GroupRemote)}
     for group_id in remotes:
         objects["set", group_id] = members(state, group_id)
@@ -77,7 +77,7 @@ def members(state: State, group_id: str) -> frozenset[Address]:
     return frozenset(address for server in state.servers.values() if group_id in server.group_ids for address in server.addresses)
 
 
-def _rule_shape(rule: Rule) -> tuple[Any, ...]:
+def rule_shape(rule: Rule) -> tuple[Any, ...]:
     spec = rule.spec
     remote: object
     if isinstance(spec.remote, AnywhereRemote):

@@ -22,6 +22,7 @@ from secgroups.agent.settings import EngineSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_AGENT_"
 ID_CHARACTERS_MAX = 128
+CONTROLLER, CONTROLLER_PLAIN = "127.0.0.1:7702", "127.0.0.1:7700"
 ENFORCE_NFTABLES = "nftables"
 # IFNAMSIZ, less the zero at the end.
 INTERFACE_BYTES_MAX = 15
@@ -39,9 +40,14 @@ class AgentConfig:
     """What the agent was started with. ConfigError, one line that names the setting, its value and the bound, if it can't work."""
 
     agent_id: str = _setting("", "id under which servers name this agent")
-    controller: str = _setting("127.0.0.1:7700", "where the controller listens: HOST:PORT or unix:PATH")
+    controller: str = _setting(
+        "",
+        f"where the controller listens for agents: HOST:PORT or unix:PATH (default {CONTROLLER}, plain {CONTROLLER_PLAIN})",
+    )
     listen: str = _setting("127.0.0.1:7710", "where to answer verdicts: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
     state_dir: str = _setting("", "folder for the cached state; of this agent alone")
+    plaintext: bool = _setting(False, "subscribe without TLS; for controllers with --plaintext, on loopback and Unix sockets only")
+    tls_dir: str = _setting("", "folder with ca.pem, agent.pem and agent-key.pem from sgctl agent enroll; none: tls in state_dir")
     flow_table: str = _setting("", "file to keep flows in for the next start, best on a tmpfs; none: in memory alone")
     flows_max: int = _setting(_ENGINE.flows_max, "capacity of the flow table")
     server_flows_max: int = _setting(_ENGINE.server_flows_max, "most flows of one server")
@@ -64,6 +70,8 @@ class AgentConfig:
         _check_id(self.agent_id)
         if not self.state_dir:
             raise ConfigError("state_dir is missing: name a folder for the cached state (--state-dir DIR)")
+        if not self.controller:
+            object.__setattr__(self, "controller", CONTROLLER_PLAIN if self.plaintext else CONTROLLER)
         _check_endpoint("controller", self.controller, port_min=1)
         _check_endpoint("listen", self.listen, port_min=0)
         if not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0]):
@@ -76,6 +84,12 @@ class AgentConfig:
             raise ConfigError(
                 f"reconnect_min_s {self.reconnect_min_s} and reconnect_max_s {self.reconnect_max_s} must ascend within 0.001..3600"
             )
+        if self.plaintext and not self.controller.startswith("unix:") and not _is_loopback(self.controller.rpartition(":")[0]):
+            raise ConfigError(
+                f"controller {self.controller} is not on loopback; without TLS only loopback and unix:PATH are allowed"
+            )
+        if self.plaintext and self.tls_dir:
+            raise ConfigError("plaintext and tls_dir exclude each other")
         self.engine_settings()
         if self.enforce not in ("", ENFORCE_NFTABLES):
             raise ConfigError(f"enforce {self.enforce!r} is not known; known is {ENFORCE_NFTABLES}")

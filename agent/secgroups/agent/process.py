@@ -30,11 +30,14 @@ from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
 from secgroups.agent.services.verdicts import Verdicts
-from secgroups.agent.subscription import Identity, Subscription
+from secgroups.agent.subscription import Identity, Subscription, connecting
+from secgroups.agent.transport import OpenChannel, TlsFiles, open_plaintext, open_tls
 
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0
+# In the state directory, unless another folder is named.
+TLS_FOLDER = "tls"
 
 
 async def run_agent(config: AgentConfig) -> None:
@@ -98,6 +101,7 @@ async def _subscribe_and_serve(
         enforce=partial(_enforce, kernel, firewall) if kernel is not None else None,
         reconnect_min_s=config.reconnect_min_s,
         reconnect_max_s=config.reconnect_max_s,
+        connect=connecting(open_channel_of(config)),
     )
     server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
     await server.start()
@@ -130,6 +134,15 @@ async def _subscribe_and_serve(
         await server.stop(STOP_GRACE_S)
         await writer.finish()
     log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
+
+
+def open_channel_of(config: AgentConfig) -> OpenChannel:
+    """Return what opens channels to the controller. ConfigError if there is no certificate to show."""
+    if config.plaintext:
+        return open_plaintext
+    files = TlsFiles(Path(config.tls_dir) if config.tls_dir else Path(config.state_dir) / TLS_FOLDER)
+    files.check()
+    return open_tls(files)
 
 
 async def enforce_in_kernel(config: AgentConfig, firewall: Firewall) -> KernelEnforcer | None:

@@ -25,6 +25,7 @@ from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
 from secgroups.agent.preview_answers import PreviewAnswers
 from secgroups.agent.replica import UNIMPLEMENTED, Applied, Replica
+from secgroups.agent.transport import OpenChannel, open_plaintext
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 
@@ -35,27 +36,23 @@ WELCOME_TIMEOUT_S = 10.0
 HEARTBEATS_MAX = 3
 # A heartbeat outside of these is taken as the nearer one.
 HEARTBEAT_BOUNDS_S = (0.01, 3600.0)
-# The largest single message is a group or a server, far below this; the controller cuts the rest.
-MESSAGE_BYTES_MAX = 64 << 20
 # A controller takes 4 MiB from its callers. Reached with about 65,000 objects.
 HELLO_BYTES_MAX = 4_000_000
-
-_CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-)
 
 Call = grpc.aio.StreamStreamCall[pb.SubscribeRequest, pb.SubscribeResponse]
 # Opens a stream to the controller at an address, for as long as it is entered.
 Connect = Callable[[str], AbstractAsyncContextManager[Call]]
 
 
-@asynccontextmanager
-async def connect(controller: str) -> AsyncIterator[Call]:
-    """Open a stream on a connection of its own."""
-    async with grpc.aio.insecure_channel(controller, options=_CHANNEL_OPTIONS) as channel:
-        yield AgentServiceStub(channel).Subscribe()
+def connecting(open_channel: OpenChannel) -> Connect:
+    """Return what opens a stream on a connection of its own."""
+
+    @asynccontextmanager
+    async def connect(controller: str) -> AsyncIterator[Call]:
+        async with open_channel(controller) as channel:
+            yield AgentServiceStub(channel).Subscribe()
+
+    return connect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +93,7 @@ class Subscription:
         reconnect_max_s: float,
         clock: Callable[[], int] = time.monotonic_ns,
         time_of_day_ns: Callable[[], int] = time.time_ns,
-        connect: Connect = connect,
+        connect: Connect | None = None,
     ) -> None:
         self.connected = False
         self.last_heard_ns: int | None = None
@@ -112,7 +109,7 @@ class Subscription:
         # From the commit of the oldest change of an update until it was in force, and how long applying took.
         self.commit_to_in_force = Delays()
         self.apply_times = Delays()
-        self._connect = connect
+        self._connect = connect or connecting(open_plaintext)
         self._heartbeat_s = HEARTBEAT_BOUNDS_S[0]
         self._writing = asyncio.Lock()
         self._previews = PreviewAnswers(firewall, clock)

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 import grpc
 
@@ -18,7 +18,11 @@ from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
+from secgroups.v1.trust_service_pb2_grpc import TrustServiceStub
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
+
+if TYPE_CHECKING:
+    from secgroups.cli.security import Security
 
 # Between attempts of a call that may be repeated; 1.3 s in all, which is more than a controller needs to come back.
 RETRY_PAUSES_S = (0.1, 0.3, 0.9)
@@ -49,12 +53,20 @@ PageResponse = TypeVar("PageResponse", bound=_Page)
 
 
 class Connection:
-    """A plain-text channel to ``address`` (``HOST:PORT`` or ``unix:PATH``); ``who`` names the other side in messages.
+    """A channel to ``address`` (``HOST:PORT`` or ``unix:PATH``); ``who`` names the other side in messages.
 
-    CliError if the address is none.
+    In plain text without ``security``. CliError if the address is none.
     """
 
-    def __init__(self, address: str, who: str, timeout_s: float, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        address: str,
+        who: str,
+        timeout_s: float,
+        *,
+        security: Security | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         found = ADDRESS.fullmatch(address)
         if found is None or not 1 <= int(found["port"] or 1) <= PORT_MAX:
             raise CliError(f"{who} address {shown(address)} is none; it is HOST:PORT, [IPV6]:PORT or unix:PATH")
@@ -62,16 +74,19 @@ class Connection:
         self.timeout_s = timeout_s
         self._who = f"{who} {address}"
         self._pause = pause
-        self.channel = grpc.insecure_channel(
-            address,
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                # Else a second attempt within a second fails without having tried.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
-        )
+        options: list[tuple[str, Any]] = [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            # Else a second attempt within a second fails without having tried.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        if security is None:
+            self.channel = grpc.insecure_channel(address, options=options)
+        else:
+            if address.startswith("unix:"):
+                options.append(("grpc.ssl_target_name_override", "localhost"))
+            self.channel = grpc.secure_channel(address, security.credentials(), options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -114,8 +129,16 @@ class Connection:
 class Client(Connection):
     """The controller's services, for one project."""
 
-    def __init__(self, address: str, project: str, timeout_s: float, *, pause: Callable[[float], None] = time.sleep) -> None:
-        super().__init__(address, "controller", timeout_s, pause=pause)
+    def __init__(
+        self,
+        address: str,
+        project: str,
+        timeout_s: float,
+        *,
+        security: Security | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(address, "controller", timeout_s, security=security, pause=pause)
         self.project = project
         self.groups = GroupServiceStub(self.channel)
         self.rules = RuleServiceStub(self.channel)
@@ -123,6 +146,7 @@ class Client(Connection):
         self.attachments = AttachmentServiceStub(self.channel)
         self.rulesets = RulesetServiceStub(self.channel)
         self.agents = AgentServiceStub(self.channel)
+        self.trust = TrustServiceStub(self.channel)
 
     def pages(
         self, method: grpc.UnaryUnaryMultiCallable[PageRequest, PageResponse], request: PageRequest

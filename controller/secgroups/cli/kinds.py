@@ -92,6 +92,19 @@ def servers(names: Mapping[str, str]) -> Kind[pb.Server]:
     return Kind(columns=columns, name=lambda server: server.id, data=data_of)
 
 
+def tokens() -> Kind[pb.Token]:
+    """Return how tokens are shown."""
+    columns = [
+        Column[pb.Token]("id", lambda token: token.id),
+        Column[pb.Token]("name", lambda token: token.name),
+        Column[pb.Token]("role", lambda token: pb.Role.Name(token.role).removeprefix("ROLE_").lower()),
+        Column[pb.Token]("project", lambda token: token.project),
+        Column[pb.Token]("created", lambda token: time_text(token.created)),
+        Column[pb.Token]("expires", lambda token: time_text(token.expires)),
+    ]
+    return Kind(columns=columns, name=lambda token: token.id, data=data_of)
+
+
 def agents() -> Kind[pb.Agent]:
     """Return how agents are shown."""
     columns = [

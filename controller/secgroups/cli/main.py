@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from secgroups.cli.errors import CliError, shown
 from secgroups.cli.lazy import ClosedPipeError, Lazy, LazyGroup
 from secgroups.cli.seconds import Seconds
-from secgroups.cli.settings import CONTROLLER_DEFAULT, PROJECT_DEFAULT, TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S, Settings
+from secgroups.cli.settings import CONTROLLER_DEFAULT, PROJECT_DEFAULT, TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S, Settings, chosen_context
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -33,7 +34,9 @@ COMMANDS = {
     "diff": Lazy("secgroups.cli.commands.manifest:diff", "Show what apply would change. Exit status 1 if anything."),
     "export": Lazy("secgroups.cli.commands.manifest:export", "Write a project as such a file."),
     "watch": Lazy("secgroups.cli.commands.watch:command", "Show what is allowed at a server, again whenever it changes."),
-    "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows."),
+    "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows, enroll, revoke."),
+    "token": Lazy("secgroups.cli.commands.token:command", "Tokens of people and programs: create, list, revoke."),
+    "context": Lazy("secgroups.cli.commands.context:command", "Controllers by name: add, list, use, remove."),
     "observe": Lazy("secgroups.cli.commands.observe:command", "Show verdicts as an agent gives them."),
     "replay": Lazy("secgroups.lab.replay:command", "Judge the packets of a capture file by a server's rules."),
     "test": Lazy("secgroups.lab.cases.command:command", "Run scenario files."),
@@ -64,14 +67,37 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
 @click.option(
     "--controller",
     envvar="SECGROUPS_CONTROLLER",
-    default=CONTROLLER_DEFAULT,
-    show_default=True,
+    default="",
     show_envvar=True,
     metavar="ADDR",
-    help="HOST:PORT or unix:PATH.",
+    help=f"HOST:PORT or unix:PATH.  [default: that of the context, or {CONTROLLER_DEFAULT}]",
+)
+@click.option("--context", "context_name", envvar="SECGROUPS_CONTEXT", default="", show_envvar=True, metavar="NAME")
+@click.option(
+    "--ca-file",
+    envvar="SECGROUPS_CA_FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="What the controller is checked by (PEM), in place of the context's.",
 )
 @click.option(
-    "-p", "--project", envvar="SECGROUPS_PROJECT", default=PROJECT_DEFAULT, show_default=True, show_envvar=True, metavar="NAME"
+    "--token-file",
+    envvar="SECGROUPS_TOKEN_FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="File with the token, in place of the context's.",
+)
+@click.option(
+    "--plaintext", is_flag=True, envvar="SECGROUPS_PLAINTEXT", show_envvar=True, help="No TLS; loopback and Unix sockets only."
+)
+@click.option(
+    "-p",
+    "--project",
+    envvar="SECGROUPS_PROJECT",
+    default="",
+    show_envvar=True,
+    metavar="NAME",
+    help=f"[default: that of the context, or {PROJECT_DEFAULT}]",
 )
 @click.option(
     "--timeout",
@@ -86,17 +112,31 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
 @click.option("--no-color", is_flag=True, help="No colours; so does the variable NO_COLOR.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
 @click.pass_context
-def cli(ctx: click.Context, controller: str, project: str, timeout_s: float, no_color: bool) -> None:
+def cli(
+    ctx: click.Context,
+    controller: str,
+    context_name: str,
+    ca_file: Path | None,
+    token_file: Path | None,
+    plaintext: bool,
+    project: str,
+    timeout_s: float,
+    no_color: bool,
+) -> None:
     """Security groups: virtual firewalls of servers.
 
     Groups, rules and servers are named by name or id everywhere. Exit status: 0 done, 1 the answer is no (check, diff), 2 error,
     3 done but not in force on every agent in time (--wait).
     """
-    chosen = ctx.get_parameter_source("project")
+    context = chosen_context(context_name)
     ctx.obj = Settings(
-        controller=controller,
-        project=project,
-        project_given=chosen is not None and chosen.name in ("COMMANDLINE", "ENVIRONMENT"),
+        controller=controller or context.address,
+        ca_file=ca_file,
+        token_file=token_file,
+        context=context,
+        plaintext=plaintext,
+        project=project or context.project or PROJECT_DEFAULT,
+        project_given=bool(project),
         timeout_s=timeout_s,
         color=not (no_color or os.environ.get("NO_COLOR")),
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secgroups.v1.rule_service_pb2 import *  # noqa: F403
     from secgroups.v1.ruleset_service_pb2 import *  # noqa: F403
     from secgroups.v1.server_service_pb2 import *  # noqa: F403
+    from secgroups.v1.trust_service_pb2 import *  # noqa: F403
     from secgroups.v1.types_pb2 import *  # noqa: F403
     from secgroups.v1.verdict_service_pb2 import *  # noqa: F403
 else:
@@ -33,6 +34,7 @@ else:
                 "attachment_service",
                 "ruleset_service",
                 "agent_service",
+                "trust_service",
                 "verdict_service",
             )
         ),

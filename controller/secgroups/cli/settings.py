@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from secgroups.cli.contexts import Context, config_path, read_contexts
+from secgroups.cli.errors import CliError
 
 if TYPE_CHECKING:
     from secgroups.cli.client import AgentClient, Client
+    from secgroups.cli.security import Security
 
 CONTROLLER_DEFAULT = "127.0.0.1:7700"
 AGENT_DEFAULT = "127.0.0.1:7710"
@@ -23,6 +28,10 @@ class Settings:
     """
 
     controller: str = CONTROLLER_DEFAULT
+    ca_file: Path | None = None
+    token_file: Path | None = None
+    context: Context | None = None
+    plaintext: bool = False
     project: str = PROJECT_DEFAULT
     project_given: bool = False
     timeout_s: float = TIMEOUT_DEFAULT_S
@@ -32,10 +41,45 @@ class Settings:
         """Return a client of the controller, to be used as a context manager. Connects with the first call."""
         from secgroups.cli.client import Client
 
-        return Client(self.controller, project or self.project, self.timeout_s)
+        return Client(self.controller, project or self.project, self.timeout_s, security=self._security())
+
+    def _security(self) -> Security | None:
+        """Return how the controller is checked and what it is sent; None in plain text. CliError if that is not known."""
+        from secgroups.cli.security import Security, check_plaintext
+
+        if self.plaintext:
+            check_plaintext(self.controller)
+            return None
+        ca = _content(self.ca_file) if self.ca_file else (self.context.ca if self.context else "")
+        token = _content(self.token_file).strip() if self.token_file else (self.context.token if self.context else "")
+        if not ca:
+            raise CliError(
+                f"nothing is known to check controller {self.controller} by",
+                [
+                    "on its host: sgctl context add NAME --from DATA_DIR",
+                    "elsewhere: sgctl context add NAME --address HOST:PORT --ca-file FILE --token-file FILE",
+                    "for a controller that was started with --plaintext: sgctl --plaintext",
+                ],
+            )
+        return Security(ca=ca, token=token)
 
     def connect_agent(self, address: str) -> AgentClient:
         """Return a client of the agent at ``address``, to be used as a context manager."""
         from secgroups.cli.client import AgentClient
 
         return AgentClient(address, self.timeout_s)
+
+
+def chosen_context(name: str) -> Context:
+    """Return the context of that name, without one the current, without that one an empty one. CliError, NotFoundError."""
+    contexts = read_contexts(config_path())
+    name = name or contexts.current
+    return contexts.get(name) if name else Context(address=CONTROLLER_DEFAULT)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise CliError(f"{path} can't be read: {reason}") from None

@@ -36,8 +36,14 @@ def _setting(default: Any, text: str) -> Any:
 class ControllerConfig:
     """What the controller was started with. ConfigError, one line with setting, value and bound, if it can't work."""
 
-    listen: str = _setting("127.0.0.1:7700", "where to answer: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
-    admin_listen: str = _setting("127.0.0.1:7701", "where to answer channelz and health, same form as listen")
+    listen: str = _setting("127.0.0.1:7700", "where to answer: HOST:PORT (port 0 takes a free one) or unix:PATH")
+    agent_listen: str = _setting("127.0.0.1:7702", "where agents subscribe, with their certificates; same form; not in plain text")
+    admin_listen: str = _setting("127.0.0.1:7701", "where to answer channelz and health, same form")
+    plaintext: bool = _setting(False, "no TLS, and nobody is asked who it is; on loopback and Unix sockets only")
+    tls_names: str = _setting("", "names and addresses under which others reach this controller, with commas between them")
+    tls_cert: str = _setting("", "own certificate (PEM, with its chain) in place of one of the private authority")
+    tls_key: str = _setting("", "key of the own certificate")
+    tls_ca: str = _setting("", "what agents check the own certificate by (PEM); none: the private authority")
     metrics_listen: str = _setting("", "where to answer Prometheus over HTTP: loopback HOST:PORT; none: nowhere")
     data_dir: str = _setting("", "folder of the database secgroups.db; must exist unless --create is given")
     create: bool = _setting(False, "make the data directory if there is none")
@@ -56,12 +62,16 @@ class ControllerConfig:
     def __post_init__(self) -> None:
         if not self.data_dir:
             raise ConfigError("data_dir is missing: name the folder that keeps the database (--data-dir DIR)")
-        for name in ("listen", "admin_listen"):
-            _check_endpoint(name, getattr(self, name))
+        for name in ("listen", "admin_listen", "agent_listen"):
+            _check_endpoint(name, getattr(self, name), anywhere=not self.plaintext)
+        if self.plaintext and (self.tls_names or self.tls_cert or self.tls_key or self.tls_ca):
+            raise ConfigError("plaintext and tls_names, tls_cert, tls_key or tls_ca exclude each other")
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_ca and not self.tls_cert):
+            raise ConfigError("tls_cert and tls_key go together, and tls_ca with them")
         if self.metrics_listen:
             if self.metrics_listen.startswith("unix:"):
                 raise ConfigError(f"metrics_listen {self.metrics_listen} must be HOST:PORT on loopback")
-            _check_endpoint("metrics_listen", self.metrics_listen)
+            _check_endpoint("metrics_listen", self.metrics_listen, anywhere=False)
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
@@ -158,7 +168,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
-def _check_endpoint(name: str, value: str) -> None:
+def _check_endpoint(name: str, value: str, *, anywhere: bool) -> None:
     if value.startswith("unix:"):
         if value == "unix:":
             raise ConfigError(f"{name} {value} names no path")
@@ -166,7 +176,7 @@ def _check_endpoint(name: str, value: str) -> None:
     host, _, port = value.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"{name} {value!r} is neither HOST:PORT, port 0 to 65535, nor unix:PATH")
-    if not _is_loopback(host):
+    if not anywhere and not _is_loopback(host):
         raise ConfigError(f"{name} {value} is not on loopback; without TLS only loopback and unix:PATH are allowed")
 
 

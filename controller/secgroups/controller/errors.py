@@ -9,6 +9,8 @@ ControllerError
 │   │   ├── LastGroupError           a server must keep one group: attach another first, or delete the server
 │   │   ├── GroupInUseError          detach the servers and delete the rules that are named
 │   │   └── DefaultGroupError        the default group stays: change its rules instead
+│   ├── UnauthenticatedError     UNAUTHENTICATED: send a token that is valid
+│   ├── PermissionDeniedError    PERMISSION_DENIED: ask somebody with another role
 │   ├── LimitError               RESOURCE_EXHAUSTED: delete something or raise the limit
 │   └── StaleEtagError           ABORTED: read the object again
 ├── StoreUnavailableError        UNAVAILABLE: the store can't be written now; try again
@@ -118,6 +120,20 @@ class DefaultGroupError(PreconditionError):
     """The default group can't be deleted or renamed."""
 
     reason = "DEFAULT_GROUP"
+
+
+class UnauthenticatedError(RequestError):
+    """Nobody knows who calls."""
+
+    code = "UNAUTHENTICATED"
+    reason = "NO_VALID_CREDENTIALS"
+
+
+class PermissionDeniedError(RequestError):
+    """Whoever calls is known, and may not do this."""
+
+    code = "PERMISSION_DENIED"
+    reason = "ROLE_TOO_LOW"
 
 
 class LimitError(RequestError):

@@ -217,7 +217,7 @@ def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_read
             count(error.code, started_ns)
             status = status_of(error)
             _log(logging.INFO, method, error.code, request, context, started_ns, reason=status.message)
-            await _abort(context, status)
+            await abort(context, status)
         except asyncio.CancelledError:
             count("CANCELLED", started_ns)
             _log(logging.INFO, method, "CANCELLED", request, context, started_ns)
@@ -230,7 +230,7 @@ def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_read
             incident = str(uuid.uuid4())
             count("INTERNAL", started_ns)
             log.exception("rpc_crashed", method=method, incident=incident, peer=context.peer())
-            await _abort(context, _internal(incident))
+            await abort(context, _internal(incident))
         count("OK", started_ns)
         if log_reads or not is_read:
             _log(level, method, "OK", request, context, started_ns, revision=getattr(response, "revision", None))
@@ -246,7 +246,8 @@ def _internal(incident: str) -> Status:
     return status
 
 
-async def _abort(context: Any, status: Status) -> NoReturn:
+async def abort(context: Any, status: Status) -> NoReturn:
+    """End a call with a status."""
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort(code, status.message, trailing_metadata=((_STATUS_KEY, status.SerializeToString()),))
     raise AssertionError("abort never returns")

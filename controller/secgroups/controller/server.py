@@ -37,6 +37,7 @@ from secgroups.controller.services.rulesets import RulesetService
 from secgroups.controller.services.servers import ServerService
 from secgroups.controller.store.sqlite import SqliteStore
 from secgroups.controller.stream_settings import StreamSettings
+from secgroups.controller.trust.office import Trust
 from secgroups.controller.watchers import Watchers
 from secgroups.v1 import (
     agent_service_pb2,
@@ -45,12 +46,14 @@ from secgroups.v1 import (
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
+    trust_service_pb2,
 )
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
 from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
 from secgroups.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
+from secgroups.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_server
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +85,7 @@ _PROTOS = (
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
+    trust_service_pb2,
 )
 # What an operator asks; nobody else has business there.
 ADMIN_CALLS_MAX = 100
@@ -116,7 +120,9 @@ class ControllerServer:
         self._unlisten = core.listen(self._watchers.changed)
         self._health = health.aio.HealthServicer()
         self._counts = Counts()
-        interceptors = [ErrorsAndLog(self._counts, log_reads=config.log_level == "debug")]
+        self._trust = None if config.plaintext else Trust(_data_dir(config), config)
+        gates = [self._trust.gate] if self._trust else []
+        interceptors = [ErrorsAndLog(self._counts, log_reads=config.log_level == "debug"), *gates]
         self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
@@ -127,12 +133,19 @@ class ControllerServer:
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
         settings = StreamSettings(heartbeat_s=config.heartbeat_s)
         add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
+        if self._trust:
+            add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
-        self._admin = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
+        self._admin = grpc.aio.server(interceptors=gates, options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)
         self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
-        self.address = _bind(self._api, "listen", config.listen)
-        self.admin_address = _bind(self._admin, "admin_listen", config.admin_listen)
+        # Each address has TLS of its own: gRPC does not take the same object twice.
+        api_tls, admin_tls = (self._trust.for_clients() if self._trust else None for _ in range(2))
+        self.address = _bind(self._api, "listen", config.listen, api_tls)
+        self.admin_address = _bind(self._admin, "admin_listen", config.admin_listen, admin_tls)
+        self.agent_address = self.address
+        if self._trust:
+            self.agent_address = _bind(self._api, "agent_listen", config.agent_listen, self._trust.for_agents())
         self._metrics = None
         if config.metrics_listen:
             read = partial(collect, core, self._counts, SYSTEM_CLOCKS)
@@ -147,6 +160,8 @@ class ControllerServer:
 
     async def start(self) -> None:
         """Serve."""
+        if self._trust:
+            await self._trust.start()
         await self._api.start()
         await self._admin.start()
         for name in ("", *SERVICES):
@@ -160,13 +175,15 @@ class ControllerServer:
         self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
         self._rulesets.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
+        if self._trust:
+            await self._trust.stop()
         self._unlisten()
 
 
-def _bind(server: grpc.aio.Server, name: str, listen: str) -> str:
+def _bind(server: grpc.aio.Server, name: str, listen: str, tls: grpc.ServerCredentials | None) -> str:
     _check_free(name, listen)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, tls)
     except RuntimeError:
         raise ConfigError(f"{name} {listen}: can't be bound") from None
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
@@ -298,7 +315,12 @@ def _data_dir(config: ControllerConfig) -> Path:
 def _write_ready_file(path: Path, server: ControllerServer) -> None:
     """Tell whoever started this controller that it serves, and where; all at once. ConfigError if that can't be written."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    addresses = {"address": server.address, "admin_address": server.admin_address, "metrics_address": server.metrics_address}
+    addresses = {
+        "address": server.address,
+        "agent_address": server.agent_address,
+        "admin_address": server.admin_address,
+        "metrics_address": server.metrics_address,
+    }
     try:
         new.write_text(json.dumps(addresses) + "\n")
         new.replace(path)

@@ -102,7 +102,7 @@ class Demo:
         self._checks = checks
         self._folder = folder
         self._environment = environment_of(stack, PROJECT)
-        self._controller = grpc.insecure_channel(stack.controller.address)
+        self._controller = stack.channel()
         self._rules = rules_grpc.RuleServiceStub(self._controller)
         self._rulesets = rulesets_grpc.RulesetServiceStub(self._controller)
         self._agents = {
@@ -280,7 +280,7 @@ def _named(verdict: verdicts.DecideResponse | verdicts.ExplainResponse) -> str:
 @contextmanager
 def _started(folder: Path, checks: Checks) -> Iterator[Stack]:
     checks.say("Starting a controller on a fresh SQLite file and two agents ...")
-    with Stack(folder, ["hypervisor-1", "hypervisor-2"]) as stack:
+    with Stack(folder, ["hypervisor-1", "hypervisor-2"], tls=True) as stack:
         agents = ", ".join(f"{name} on {agent.address}" for name, agent in stack.agents.items())
         checks.say(f"  controller on {stack.controller.address}, {agents}")
         yield stack

@@ -75,6 +75,7 @@ def _print_next(stack: Stack, folder: Path) -> None:
         f"""
 In another terminal:
   export SECGROUPS_CONTROLLER={controller}
+  export SECGROUPS_PLAINTEXT=1
   export SECGROUPS_AGENT={stack.agents[first].address}
   sgctl group create web-servers
   sgctl rule add web-servers --preset ssh --remote-ip 203.0.113.0/24

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import grpc
+
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 
@@ -32,6 +34,8 @@ class Process:
     log_file: Path
     address: str = ""
     admin_address: str = ""
+    agent_address: str = ""
+    environment: dict[str, str] | None = field(default=None, repr=False)
     popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -39,7 +43,7 @@ class Process:
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             command = [sys.executable, "-m", *self.arguments, "--ready-file", str(self.ready_file)]
-            self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.ready_file.exists():
             if self.popen.poll() is not None:
@@ -51,6 +55,7 @@ class Process:
         ready = json.loads(self.ready_file.read_text())
         self.address = ready["address"]
         self.admin_address = ready.get("admin_address", "")
+        self.agent_address = ready.get("agent_address", self.address)
 
     def last_words(self) -> str:
         """Return the last lines of its log."""
@@ -76,15 +81,19 @@ class Process:
 class Stack:
     """A controller with its own database in ``folder`` and an agent for each of ``agent_ids``; a context manager that stops all.
 
-    ``listen`` is the controller's address; port 0 takes a free one.
+    ``listen`` is the controller's address; port 0 takes a free one. With ``tls`` everybody shows a token or a certificate, which
+    are enrolled for the agents here; without, nobody is asked.
     """
 
-    def __init__(self, folder: Path, agent_ids: Sequence[str], *, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, folder: Path, agent_ids: Sequence[str], *, listen: str = "127.0.0.1:0", tls: bool = False) -> None:
         self._folder = folder
         self._agent_ids = agent_ids
+        self.tls = tls
         data = folder / "controller"
         data.mkdir(parents=True, exist_ok=True)
+        self.trust_folder = data / "trust"
         arguments = ["secgroups.controller", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--data-dir", str(data)]
+        arguments += ["--agent-listen", "127.0.0.1:0"] if tls else ["--plaintext"]
         self.controller = self._process("controller", arguments)
         self.agents: dict[str, Process] = {}
 
@@ -102,8 +111,10 @@ class Stack:
         """Start one more agent, with ``flags`` on top of what it needs."""
         state = self._folder / agent_id
         state.mkdir(exist_ok=True)
-        own = ["--agent-id", agent_id, "--state-dir", str(state)]
-        where = ["--controller", self.controller.address, "--listen", "127.0.0.1:0"]
+        own = ["--agent-id", agent_id, "--state-dir", str(state), *([] if self.tls else ["--plaintext"])]
+        if self.tls and not (state / "tls").exists():
+            self._enroll(agent_id, state / "tls")
+        where = ["--controller", self.controller.agent_address, "--listen", "127.0.0.1:0"]
         agent = self._process(agent_id, ["secgroups.agent", *own, *where, *flags])
         self.agents[agent_id] = agent
         agent.start()
@@ -115,12 +126,27 @@ class Stack:
             agent.stop()
         self.controller.stop()
 
+    def channel(self) -> grpc.Channel:
+        """Open a channel to the controller, as its operator."""
+        if not self.tls:
+            return grpc.insecure_channel(self.controller.address)
+        tls = grpc.ssl_channel_credentials((self.trust_folder / "ca.pem").read_bytes())
+        token = grpc.access_token_call_credentials((self.trust_folder / "operator.token").read_text().strip())
+        return grpc.secure_channel(self.controller.address, grpc.composite_channel_credentials(tls, token))
+
+    def _enroll(self, agent_id: str, folder: Path) -> None:
+        command = [sys.executable, "-m", "secgroups.cli", "agent", "enroll", agent_id, "--out", str(folder)]
+        done = subprocess.run(command, env=environment_of(self, "default"), capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise StackError(f"{agent_id} could not be enrolled: {done.stderr.strip()}")
+
     def _process(self, name: str, arguments: list[str]) -> Process:
         return Process(
             name=name,
             arguments=arguments,
             ready_file=self._folder / f"{name}.ready",
             log_file=self._folder / f"{name}.log",
+            environment=_without_plaintext() if self.tls else None,
         )
 
     def __enter__(self) -> Self:
@@ -133,4 +159,13 @@ class Stack:
 
 def environment_of(stack: Stack, project: str) -> dict[str, str]:
     """Return the variables that point ``sgctl`` at ``stack``, on top of those of this process."""
-    return {**os.environ, "SECGROUPS_CONTROLLER": stack.controller.address, "SECGROUPS_PROJECT": project}
+    variables = {"SECGROUPS_CONTROLLER": stack.controller.address, "SECGROUPS_PROJECT": project}
+    if stack.tls:
+        variables["SECGROUPS_CA_FILE"] = str(stack.trust_folder / "ca.pem")
+        variables["SECGROUPS_TOKEN_FILE"] = str(stack.trust_folder / "operator.token")
+    return _without_plaintext() | variables | ({} if stack.tls else {"SECGROUPS_PLAINTEXT": "1"})
+
+
+def _without_plaintext() -> dict[str, str]:
+    """Return the variables of this process but for those that ask for plain text."""
+    return {name: value for name, value in os.environ.items() if not (name.startswith("SECGROUPS_") and name.endswith("PLAINTEXT"))}

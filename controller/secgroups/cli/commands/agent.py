@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secgroups.cli import pb
+from secgroups.cli.commands.enrolment import enroll, revoke
 from secgroups.cli.commands.flows import flows
 from secgroups.cli.name_completion import complete_agents
 from secgroups.cli.options import list_options
@@ -22,6 +23,8 @@ def command() -> None:
 
 
 command.add_command(flows)
+command.add_command(enroll)
+command.add_command(revoke)
 
 
 @command.command("list")

@@ -14,6 +14,8 @@ from secgroups.controller.stream_messages import GoAway, Outbound, Report, Updat
 from secgroups.v1 import agent_service_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from secgroups.controller.channel import AgentChannel
     from secgroups.controller.clocks import Clocks
     from secgroups.controller.metrics import Counts
@@ -73,8 +75,11 @@ class AgentStream:
         self._second_until_s = 0.0
         self._said_messages = self._said_bytes = 0
 
-    async def run(self) -> None:
-        """Serve the agent until the stream ends. InvalidError if it breaks the rules of the stream."""
+    async def run(self, check_is_agent: Callable[[str], None] = lambda _: None) -> None:
+        """Serve the agent until the stream ends. InvalidError if it breaks the rules of the stream.
+
+        ``check_is_agent`` raises if the caller is not the agent that the hello names.
+        """
         try:
             async with asyncio.timeout(self._settings.hello_timeout_s):
                 first = await self._context.read()
@@ -83,7 +88,9 @@ class AgentStream:
             return
         if not isinstance(first, bytes):
             return
-        channel = self._publisher.connect(hello_of(_parsed(first)), self._wake, self._clocks.now_us())
+        hello = hello_of(_parsed(first))
+        check_is_agent(hello.agent_id)
+        channel = self._publisher.connect(hello, self._wake, self._clocks.now_us())
         self._heard(channel)
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))

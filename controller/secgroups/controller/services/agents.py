@@ -16,6 +16,7 @@ from secgroups.controller.services.agent_stream import AgentStream
 from secgroups.controller.services.pace import Pace
 from secgroups.controller.services.stream_wire import Wire, held_back_message, rejected_message, report_message
 from secgroups.controller.stream_settings import StreamSettings
+from secgroups.controller.trust.principals import check_is_agent
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer
 
@@ -45,7 +46,9 @@ class Agents(AgentServiceServicer):
 
     async def Subscribe(self, request_iterator: AsyncIterator[bytes], context: Any) -> None:  # type: ignore[override]
         """Feed one agent, in bytes, through ``context``: messages are made of ready parts, and a write that hangs is given up."""
-        await AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks, self._counts).run()
+        counts = self._counts
+        stream = AgentStream(context, self._core.publisher, self._wire, self._settings, self._pace, self._clocks, counts)
+        await stream.run(check_is_agent)
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse]

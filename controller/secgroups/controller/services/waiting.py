@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from secgroups.controller.errors import InvalidError
+from secgroups.controller.trust.principals import caller
 from secgroups.v1 import ruleset_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 TIMEOUT_MAX_S = 3600.0
+TENANT_REASON = "not in force there yet"
+TENANT_ADVICE = "wait again, or ask who runs the controller"
 
 
 async def wait_for_revision(core: Core, request: pb.WaitForRevisionRequest) -> pb.WaitForRevisionResponse:
@@ -31,7 +34,12 @@ async def wait_for_revision(core: Core, request: pb.WaitForRevisionRequest) -> p
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await _until_in_force(publisher, request.revision)
-    return _response(publisher.in_force(request.revision))
+    standing = publisher.in_force(request.revision)
+    principal = caller.get()
+    if principal is None or principal.is_admin:
+        return _response(standing)
+    own = {server.agent_id for server in core.state.servers(principal.project)}
+    return _without_others(standing, own)
 
 
 async def _until_in_force(publisher: Publisher, revision: int) -> None:
@@ -58,6 +66,16 @@ def _response(standing: Standing) -> pb.WaitForRevisionResponse:
     if standing.commit_to_in_force_us is not None:
         response.commit_to_in_force.FromMicroseconds(standing.commit_to_in_force_us)
     return response
+
+
+def _without_others(standing: Standing, own_agent_ids: set[str]) -> pb.WaitForRevisionResponse:
+    """Return what one project may know: of agents that guard its servers, and nothing of what others have there."""
+    lagging = [lag for lag in standing.lagging if lag.agent_id in own_agent_ids]
+    shown = [
+        pb.LaggingAgent(agent_id=lag.agent_id, connected=lag.connected, reason=f"{TENANT_REASON}; {TENANT_ADVICE}")
+        for lag in lagging
+    ]
+    return pb.WaitForRevisionResponse(in_force=not standing.lagging, lagging=shown, agents_touched=len(shown))
 
 
 def _in_words(obstacle: Obstacle) -> str:

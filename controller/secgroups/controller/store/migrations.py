@@ -34,6 +34,23 @@ def m003_previous_agents(db: Database) -> None:
     db.execute("ALTER TABLE servers RENAME COLUMN previous_agent_id TO previous_agent_ids")
 
 
+@MIGRATIONS()
+def m004_credentials(db: Database) -> None:
+    """Tokens, of which a hash is kept, and the certificates that were issued to agents. Roles: 1 viewer, 2 editor, 3 admin."""
+    db.execute(
+        """CREATE TABLE tokens (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, role INTEGER NOT NULL, project TEXT NOT NULL,
+            created_us INTEGER NOT NULL, expires_us INTEGER, hash BLOB NOT NULL
+        ) STRICT, WITHOUT ROWID"""
+    )
+    db.execute(
+        """CREATE TABLE certificates (
+            serial TEXT PRIMARY KEY, agent_id TEXT NOT NULL, issued_us INTEGER NOT NULL, expires_us INTEGER NOT NULL,
+            revoked INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID"""
+    )
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

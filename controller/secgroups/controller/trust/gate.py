@@ -1,0 +1,189 @@
+"""The gate that every call passes: who calls, whether that may be, and the end of streams whose ground has gone.
+
+Health is open to everybody. Reflection and channelz are open to whoever is known; the latter to admins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from cryptography import x509
+from grpc_health.v1 import health
+
+from secgroups.controller.errors import RequestError, UnauthenticatedError
+from secgroups.controller.interceptors import abort, status_of
+from secgroups.controller.trust.authority import AGENT_URI
+from secgroups.controller.trust.principals import ACCESS, Needs, Principal, caller, check, unauthenticated
+
+if TYPE_CHECKING:
+    from secgroups.controller.trust.credentials import Credentials
+
+_BEARER = "bearer "
+_OPEN = f"/{health.SERVICE_NAME}/"
+_REFLECTION = "/grpc.reflection."
+
+
+class Sessions:
+    """The streams that go on, by the key of who opened them, to be ended when that is revoked or expires."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
+
+    def end(self, key: str) -> None:
+        """End the streams of somebody."""
+        for task in self._tasks.get(key, ()):
+            self._end(task)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._ended.add(task)
+        task.cancel()
+
+    @contextmanager
+    def of(self, principal: Principal) -> Iterator[None]:
+        """Hold the stream that the current task is. UnauthenticatedError if it is ended from here."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a stream is a task")
+        self._tasks.setdefault(principal.key, set()).add(task)
+        timer = None
+        if principal.expires_us is not None:
+            left_s = max(0.0, principal.expires_us / 1e6 - time.time())
+            timer = asyncio.get_running_loop().call_later(left_s, self._end, task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            raise unauthenticated() from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._ended.discard(task)
+            held = self._tasks[principal.key]
+            held.discard(task)
+            if not held:
+                del self._tasks[principal.key]
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Asks who calls: whoever shows a certificate is an agent, all others have to send a token."""
+
+    def __init__(self, credentials: Credentials, sessions: Sessions) -> None:
+        self._credentials = credentials
+        self._sessions = sessions
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of a call, behind the gate."""
+        method = str(handler_call_details.method)
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or method.startswith(_OPEN):
+            return handler
+        self._wrapped[method] = self._guarded(handler, needs_of(method))
+        return self._wrapped[method]
+
+    def _guarded(self, handler: Any, needs: Needs) -> grpc.RpcMethodHandler[Any, Any]:
+        forms = {
+            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+        }
+        call, make = forms[handler.request_streaming, handler.response_streaming]
+        guarded: Any
+        if not handler.response_streaming:
+            guarded = partial(self._one, call, needs)
+        elif inspect.isasyncgenfunction(call):
+            guarded = partial(self._generated, call, needs)
+        else:
+            guarded = partial(self._stream, call, needs)
+        made: grpc.RpcMethodHandler[Any, Any] = make(
+            guarded, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+        return made
+
+    async def _one(self, call: Any, needs: Needs, request: Any, context: Any) -> Any:
+        await self._let_in(needs, request, context)
+        answer = call(request, context)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def _stream(self, call: Any, needs: Needs, request: Any, context: Any) -> None:
+        principal = await self._let_in(needs, request, context)
+        try:
+            with self._sessions.of(principal):
+                await call(request, context)
+        except UnauthenticatedError as error:
+            await abort(context, status_of(error))
+
+    async def _generated(self, call: Any, needs: Needs, request: Any, context: Any) -> AsyncIterator[Any]:
+        principal = await self._let_in(needs, request, context)
+        try:
+            with self._sessions.of(principal):
+                async for answer in call(request, context):
+                    yield answer
+        except UnauthenticatedError as error:
+            await abort(context, status_of(error))
+
+    async def _let_in(self, needs: Needs, request: Any, context: Any) -> Principal:
+        try:
+            principal = self._principal_of(context)
+            check(principal, needs, request)
+        except RequestError as error:
+            await abort(context, status_of(error))
+        caller.set(principal)
+        return principal
+
+    def _principal_of(self, context: Any) -> Principal:
+        """Return who makes a call. UnauthenticatedError."""
+        shown = context.auth_context()
+        if certificate := shown.get("x509_pem_cert"):
+            found = _agent_of(certificate[0])
+            principal = self._credentials.find_agent(*found) if found else None
+        else:
+            token = _token_in(context.invocation_metadata())
+            principal = self._credentials.find_token(token) if token else None
+        if principal is None:
+            raise unauthenticated()
+        return principal
+
+
+def needs_of(method: str) -> Needs:
+    """Return what a call needs; of other services than ours, reflection apart, the role admin. KeyError if the table has it not."""
+    if method.startswith(_REFLECTION):
+        return Needs.ANYBODY
+    return ACCESS[method] if method.startswith("/secgroups.") else Needs.ADMIN
+
+
+def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    for key, value in metadata or ():
+        if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip()
+    return None
+
+
+def _agent_of(certificate_pem: bytes) -> tuple[str, str] | None:
+    """Return the agent and the serial of a certificate that TLS has verified; None if it names no agent."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    for name in names.get_values_for_type(x509.UniformResourceIdentifier):
+        if name.startswith(AGENT_URI):
+            return name.removeprefix(AGENT_URI), f"{certificate.serial_number:x}"
+    return None

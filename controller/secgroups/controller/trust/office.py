@@ -1,0 +1,107 @@
+"""All of trust that a controller with TLS has, put together: authority, credentials, gate, and the service that changes them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from secgroups.controller.clocks import SYSTEM_CLOCKS
+from secgroups.controller.errors import ConfigError
+from secgroups.controller.services.trust import TrustService
+from secgroups.controller.trust.authority import Authority, write_private
+from secgroups.controller.trust.credentials import Credentials, Token
+from secgroups.controller.trust.gate import Gate, Sessions
+from secgroups.controller.trust.principals import Role
+from secgroups.controller.trust.tokens import new_token
+from secgroups.controller.trust.transport import ServerFiles
+
+if TYPE_CHECKING:
+    import grpc
+
+    from secgroups.controller.config import ControllerConfig
+
+log = structlog.get_logger(__name__)
+
+FOLDER = "trust"
+DATABASE = "secgroups.db"
+RENEWAL_S = 24 * 3600.0
+
+
+class Trust:
+    """Made when the store is open. ConfigError, in one line, if certificates can't be read or made."""
+
+    def __init__(self, data_dir: Path, config: ControllerConfig) -> None:
+        names = {name.strip() for name in config.tls_names.split(",") if name.strip()} | _listened_names(config)
+        self._authority = Authority(data_dir / FOLDER, names)
+        self._config = config
+        sessions = Sessions()
+        self._credentials = Credentials(data_dir / DATABASE, SYSTEM_CLOCKS.now_us, sessions.end)
+        self.gate = Gate(self._credentials, sessions)
+        ca_pem = self._authority.ca_pem
+        if config.tls_cert:
+            certificate, key = Path(config.tls_cert), Path(config.tls_key)
+            if config.tls_ca:
+                try:
+                    ca_pem = Path(config.tls_ca).read_bytes()
+                except OSError as error:
+                    raise ConfigError(f"tls_ca {config.tls_ca} can't be read: {error.strerror}") from None
+        else:
+            certificate, key = self._authority.server_paths
+        self._files = certificate, key
+        self.service = TrustService(self._credentials, self._authority, ca_pem)
+        self._renewal: asyncio.Task[None] | None = None
+
+    def for_clients(self) -> grpc.ServerCredentials:
+        """Return TLS for those who have tokens."""
+        return ServerFiles(*self._files).credentials()
+
+    def for_agents(self) -> grpc.ServerCredentials:
+        """Return TLS for those who show certificates of the authority."""
+        return ServerFiles(*self._files, self._authority.ca_path).credentials()
+
+    async def start(self) -> None:
+        """Make the operator's token if no admin has one, and renew the server's certificate from now on."""
+        if not any(token.role is Role.ADMIN for token in self._credentials.tokens()):
+            await self._make_operator_token()
+        log.info("trust_ready", ca=str(self._authority.ca_path), operator_token=str(self._authority.operator_token_path))
+        self._renewal = asyncio.create_task(self._renew())
+
+    async def stop(self) -> None:
+        """End what goes on, and close the database."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._renewal
+        self._credentials.close()
+
+    async def _make_operator_token(self) -> None:
+        token_id, text, kept = new_token()
+        path = self._authority.operator_token_path
+        try:
+            # The file first: a token that nobody has the text of would be the last one made.
+            await asyncio.to_thread(write_private, path, text.encode() + b"\n")
+        except OSError as error:
+            raise ConfigError(f"operator token {path} can't be written: {error.strerror}") from None
+        now_us = SYSTEM_CLOCKS.now_us()
+        await self._credentials.add_token(
+            Token(id=token_id, name="operator", role=Role.ADMIN, project="", created_us=now_us, expires_us=None, hash=kept)
+        )
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL_S)
+            try:
+                await asyncio.to_thread(self._authority.renew)
+            except ConfigError as error:
+                log.error("certificate_not_renewed", reason=str(error))  # noqa: TRY400
+
+
+def _listened_names(config: ControllerConfig) -> set[str]:
+    """Return the hosts that are listened on by name or address, unless that is every address."""
+    listened = (config.listen, config.agent_listen, config.admin_listen)
+    hosts = {each.rpartition(":")[0].strip("[]") for each in listened if not each.startswith("unix:")}
+    return hosts - {"0.0.0.0", "::", ""}  # noqa: S104
