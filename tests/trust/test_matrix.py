@@ -18,6 +18,7 @@ from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -28,6 +29,7 @@ PROTOS = (
     agent_service_pb2,
     attachment_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -53,8 +55,8 @@ CHANGE = {
 # They name no project.
 READ_OF_NOBODY = {"RuleService/ListPresets", "RulesetService/WaitForRevision"}
 OPERATE = {
-    "AgentService/ListAgents", "AgentService/GetAgent", "TrustService/CreateToken", "TrustService/ListTokens",
-    "TrustService/RevokeToken", "TrustService/RevokeAgent", "TrustService/EnrollAgent",
+    "AgentService/ListAgents", "AgentService/GetAgent", "OperatorService/Backup", "TrustService/CreateToken",
+    "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent", "TrustService/EnrollAgent",
 }  # fmt: skip
 OWN = {"TrustService/WhoAmI"}
 AGENT = {"AgentService/Subscribe"}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secgroups.v1.agent_service_pb2 import *  # noqa: F403
     from secgroups.v1.attachment_service_pb2 import *  # noqa: F403
     from secgroups.v1.group_service_pb2 import *  # noqa: F403
+    from secgroups.v1.operator_service_pb2 import *  # noqa: F403
     from secgroups.v1.rule_service_pb2 import *  # noqa: F403
     from secgroups.v1.ruleset_service_pb2 import *  # noqa: F403
     from secgroups.v1.server_service_pb2 import *  # noqa: F403
@@ -34,6 +35,7 @@ else:
                 "attachment_service",
                 "ruleset_service",
                 "agent_service",
+                "operator_service",
                 "trust_service",
                 "verdict_service",
             )

@@ -32,6 +32,7 @@ from secgroups.controller.metrics_server import MetricsServer
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.groups import GroupService
+from secgroups.controller.services.operator import OperatorService
 from secgroups.controller.services.rules import RuleService
 from secgroups.controller.services.rulesets import RulesetService
 from secgroups.controller.services.servers import ServerService
@@ -43,6 +44,7 @@ from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -50,6 +52,7 @@ from secgroups.v1 import (
 )
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
+from secgroups.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
 from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
 from secgroups.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
@@ -82,6 +85,7 @@ _PROTOS = (
     agent_service_pb2,
     attachment_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -133,6 +137,7 @@ class ControllerServer:
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
         settings = StreamSettings(heartbeat_s=config.heartbeat_s)
         add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
+        add_OperatorServiceServicer_to_server(OperatorService(_data_dir(config) / DATABASE), self._api)
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)

@@ -87,6 +87,7 @@ ACCESS = {
         Needs.ADMIN: (
             "AgentService/ListAgents",
             "AgentService/GetAgent",
+            "OperatorService/Backup",
             "TrustService/CreateToken",
             "TrustService/ListTokens",
             "TrustService/RevokeToken",
