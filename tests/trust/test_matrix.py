@@ -5,8 +5,10 @@ What each call needs is said here once more, by hand: a call that is not in this
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from secgroups.controller.trust.principals import ACCESS
 from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
@@ -24,10 +27,12 @@ from secgroups.v1 import (
     server_service_pb2,
     trust_service_pb2,
 )
+from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 
 PROTOS = (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
@@ -44,7 +49,8 @@ METHODS = {
 READ = {
     "GroupService/GetGroup", "GroupService/ListGroups", "RuleService/GetRule", "RuleService/ListRules", "ServerService/GetServer",
     "ServerService/ListServers", "AttachmentService/ListAttachments", "RulesetService/GetEffectiveRuleset",
-    "RulesetService/WatchEffectiveRuleset", "RulesetService/ExplainFlow",
+    "RulesetService/WatchEffectiveRuleset", "RulesetService/ExplainFlow", "AuditService/ListChanges",
+    "AuditService/WatchChanges",
 }  # fmt: skip
 CHANGE = {
     "GroupService/CreateGroup", "GroupService/UpdateGroup", "GroupService/DeleteGroup", "RuleService/CreateRule",
@@ -109,6 +115,27 @@ def expected(name: str, who: str) -> str:
 def matches(want: str, got: str) -> bool:
     refused = any(got.startswith(code) for code in (UNKNOWN, DENIED, "INTERNAL", "UNKNOWN", "UNAVAILABLE", ELSEWHERE))
     return not refused if want is IN else got.startswith(want)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def changes(site: Site) -> Iterator[None]:
+    """Somebody who goes on changing what everybody asks about: a watch of changes answers when there is one."""
+    stopped = threading.Event()
+
+    def change() -> None:
+        with site.stack.channel() as own:
+            number = 0
+            while not stopped.wait(0.05):
+                request = group_service_pb2.CreateGroupRequest(project="mine", name=f"g{number % 300}")
+                with suppress(grpc.RpcError):
+                    GroupServiceStub(own).CreateGroup(request, timeout=5)
+                number += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    yield
+    stopped.set()
+    thread.join()
 
 
 def test_the_tables_have_every_call_and_no_other() -> None:

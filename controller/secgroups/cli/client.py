@@ -14,6 +14,7 @@ from secgroups.cli.errors import CliError, UnreachableError, shown
 from secgroups.cli.statuses import refusal
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
+from secgroups.v1.audit_service_pb2_grpc import AuditServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 from secgroups.v1.operator_service_pb2_grpc import OperatorServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
@@ -147,6 +148,7 @@ class Client(Connection):
         self.attachments = AttachmentServiceStub(self.channel)
         self.rulesets = RulesetServiceStub(self.channel)
         self.agents = AgentServiceStub(self.channel)
+        self.audit = AuditServiceStub(self.channel)
         self.trust = TrustServiceStub(self.channel)
         self.operator = OperatorServiceStub(self.channel)
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "watch": Lazy("secgroups.cli.commands.watch:command", "Show what is allowed at a server, again whenever it changes."),
     "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows, enroll, revoke."),
     "token": Lazy("secgroups.cli.commands.token:command", "Tokens of people and programs: create, list, revoke."),
+    "audit": Lazy("secgroups.cli.commands.audit:command", "Who changed what, when, and what it was before."),
     "backup": Lazy("secgroups.cli.commands.backup:command", "Write a copy of the controller's database."),
     "context": Lazy("secgroups.cli.commands.context:command", "Controllers by name: add, list, use, remove."),
     "observe": Lazy("secgroups.cli.commands.observe:command", "Show verdicts as an agent gives them."),

@@ -51,6 +51,13 @@ def m004_credentials(db: Database) -> None:
     )
 
 
+@MIGRATIONS()
+def m005_trails(db: Database) -> None:
+    """The change log is asked by project, and by object."""
+    db.execute("CREATE INDEX changes_by_project ON changes (project, revision, seq)")
+    db.execute("CREATE INDEX changes_by_key ON changes (key, revision)")
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

@@ -67,6 +67,8 @@ ACCESS = {
             "RulesetService/WatchEffectiveRuleset",
             "RulesetService/ExplainFlow",
             "RulesetService/WaitForRevision",
+            "AuditService/ListChanges",
+            "AuditService/WatchChanges",
         ),
         Needs.EDITOR: (
             "GroupService/CreateGroup",
