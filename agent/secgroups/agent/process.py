@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import time
 import uuid
@@ -12,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -32,6 +34,9 @@ from secgroups.agent.server import AgentServer
 from secgroups.agent.services.verdicts import Verdicts
 from secgroups.agent.subscription import Identity, Subscription, connecting
 from secgroups.agent.transport import OpenChannel, TlsFiles, open_plaintext, open_tls
+
+if TYPE_CHECKING:
+    from secgroups.agent.renewal import Renewal
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +97,7 @@ async def _subscribe_and_serve(
         watch.note()
 
     watch.note()
+    open_channel = open_channel_of(config)
     subscription = Subscription(
         config.controller,
         identity_of(config),
@@ -101,13 +107,15 @@ async def _subscribe_and_serve(
         enforce=partial(_enforce, kernel, firewall) if kernel is not None else None,
         reconnect_min_s=config.reconnect_min_s,
         reconnect_max_s=config.reconnect_max_s,
-        connect=connecting(open_channel_of(config)),
+        connect=connecting(open_channel),
     )
     server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
     await server.start()
     read = partial(collect, firewall, replica, subscription, writer, time.monotonic_ns, program_version())
     metrics = serve_metrics(config, read)
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
+    if not config.plaintext:
+        background.append(asyncio.create_task(renewal_of(config, open_channel).run()))
     ended = asyncio.create_task(_wait(stopped))
     try:
         if config.ready_file:
@@ -140,9 +148,22 @@ def open_channel_of(config: AgentConfig) -> OpenChannel:
     """Return what opens channels to the controller. ConfigError if there is no certificate to show."""
     if config.plaintext:
         return open_plaintext
-    files = TlsFiles(Path(config.tls_dir) if config.tls_dir else Path(config.state_dir) / TLS_FOLDER)
+    files = tls_files_of(config)
     files.check()
     return open_tls(files)
+
+
+def tls_files_of(config: AgentConfig) -> TlsFiles:
+    """Return the files with which the agent shows who it is."""
+    return TlsFiles(Path(config.tls_dir) if config.tls_dir else Path(config.state_dir) / TLS_FOLDER)
+
+
+def renewal_of(config: AgentConfig, open_channel: OpenChannel) -> Renewal:
+    """Return what keeps the agent's certificate good."""
+    # Without TLS there is nothing to sign, and to import what signs takes a while.
+    from secgroups.agent.renewal import Renewal
+
+    return Renewal(config.agent_id, config.controller, tls_files_of(config), open_channel, random.uniform)
 
 
 async def enforce_in_kernel(config: AgentConfig, firewall: Firewall) -> KernelEnforcer | None:

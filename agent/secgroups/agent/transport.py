@@ -30,6 +30,14 @@ class TlsFiles:
 
     folder: Path
 
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "agent.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "agent-key.pem"
+
     def check(self) -> None:
         """Raise ConfigError, in one line, if the files can't be read."""
         try:
@@ -40,7 +48,7 @@ class TlsFiles:
 
     def read(self) -> grpc.ChannelCredentials:
         """Return what they hold now. OSError if one can't be read."""
-        ca, key, certificate = ((self.folder / name).read_bytes() for name in ("ca.pem", "agent-key.pem", "agent.pem"))
+        ca, key, certificate = (path.read_bytes() for path in (self.folder / "ca.pem", self.key, self.certificate))
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 

@@ -51,6 +51,8 @@ class ControllerConfig:
     drain_s: float = _setting(2.0, "how long calls may go on after SIGTERM")
     heartbeat_s: float = _setting(10.0, "an idle stream to an agent says something this often")
     calls_max: int = _setting(20_000, "most calls and streams at one time")
+    calls_per_s: int = _setting(1_000, "most calls within a second with one token; agents have none; not in plain text")
+    streams_per_principal: int = _setting(1_000, "most streams and waits at one time with one token; not in plain text")
     watchers_max: int = _setting(10_000, "most streams of WatchEffectiveRuleset at one time")
     ready_file: str = _setting("", "file to write the addresses to, as JSON, once the controller serves")
     groups_per_project: int = _setting(_LIMITS.groups_per_project, "most groups of a project")
@@ -76,7 +78,7 @@ class ControllerConfig:
             raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise ConfigError(f"drain_s is {self.drain_s:g}, must be 0 to {DRAIN_MAX_S:g}")
-        for name in ("calls_max", "watchers_max", *(each.name for each in fields(Limits))):
+        for name in ("calls_max", "calls_per_s", "streams_per_principal", "watchers_max", *(each.name for each in fields(Limits))):
             value = getattr(self, name)
             if not 1 <= value <= LIMIT_MAX:
                 raise ConfigError(f"{name} is {value}, must be 1 to {LIMIT_MAX}")

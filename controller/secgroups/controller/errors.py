@@ -12,6 +12,7 @@ ControllerError
 │   ├── UnauthenticatedError     UNAUTHENTICATED: send a token that is valid
 │   ├── PermissionDeniedError    PERMISSION_DENIED: ask somebody with another role
 │   ├── LimitError               RESOURCE_EXHAUSTED: delete something or raise the limit
+│   │   └── OverloadError            one caller asks for too much at one time: try again when it says
 │   └── StaleEtagError           ABORTED: read the object again
 ├── StoreUnavailableError        UNAVAILABLE: the store can't be written now; try again
 └── StartError                   the controller can't start; one line says why
@@ -147,6 +148,16 @@ class LimitError(RequestError):
         self.subject = subject
         self.limit = limit
         self.most = most
+
+
+class OverloadError(LimitError):
+    """One caller asks for more than it may at one time; in ``retry_after_s`` there may be room again."""
+
+    reason = "TOO_MUCH_AT_ONCE"
+
+    def __init__(self, subject: str, message: str, *, limit: str, most: int, retry_after_s: float) -> None:
+        super().__init__(subject, message, limit=limit, most=most)
+        self.retry_after_s = retry_after_s
 
 
 class StaleEtagError(RequestError):

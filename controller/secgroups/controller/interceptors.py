@@ -27,6 +27,7 @@ from secgroups.controller.errors import (
     InvalidError,
     LimitError,
     NotFoundError,
+    OverloadError,
     PreconditionError,
     RequestError,
     StaleEtagError,
@@ -83,6 +84,10 @@ def status_of(error: ControllerError) -> Status:
             subject = _cut(error.subject, _TEXT_CHARACTERS_MAX)
             quota = details.QuotaFailure.Violation(subject=subject, description=f"{error.limit} is {error.most}")
             status.details.add().Pack(details.QuotaFailure(violations=[quota]))
+            if isinstance(error, OverloadError):
+                delay = Duration()
+                delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+                status.details.add().Pack(details.RetryInfo(retry_delay=delay))
         case StoreUnavailableError():
             status.details.add().Pack(details.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_S)))
     return status

@@ -1,4 +1,4 @@
-"""The gate that every call passes: who calls, whether that may be, and the end of streams whose ground has gone.
+"""The gate that every call passes: who calls, whether that may be, how often, and the end of streams whose ground has gone.
 
 Health is open to everybody. Reflection and channelz are open to whoever is known; the latter to admins.
 """
@@ -17,10 +17,11 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health
 
-from secgroups.controller.errors import RequestError, UnauthenticatedError
+from secgroups.controller.errors import OverloadError, RequestError, UnauthenticatedError
 from secgroups.controller.interceptors import abort, status_of
 from secgroups.controller.trust.authority import AGENT_URI
 from secgroups.controller.trust.principals import ACCESS, Needs, Principal, caller, check, unauthenticated
+from secgroups.controller.trust.quotas import CallRates
 
 if TYPE_CHECKING:
     from secgroups.controller.trust.credentials import Credentials
@@ -28,12 +29,22 @@ if TYPE_CHECKING:
 _BEARER = "bearer "
 _OPEN = f"/{health.SERVICE_NAME}/"
 _REFLECTION = "/grpc.reflection."
+# One answer, which may be an hour away: held as a stream is.
+_LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
+# When a stream of the same caller may have ended.
+STREAMS_RETRY_S = 1.0
+# An agent needs one; those of a connection that broke stay until that is noticed.
+STREAMS_PER_AGENT_MAX = 64
 
 
 class Sessions:
-    """The streams that go on, by the key of who opened them, to be ended when that is revoked or expires."""
+    """The streams that go on, by the key of who opened them, to be ended when that is revoked or expires.
 
-    def __init__(self) -> None:
+    At most ``streams_max`` of one token, ``STREAMS_PER_AGENT_MAX`` of one agent.
+    """
+
+    def __init__(self, streams_max: int) -> None:
+        self._streams_max = streams_max
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
@@ -48,10 +59,14 @@ class Sessions:
 
     @contextmanager
     def of(self, principal: Principal) -> Iterator[None]:
-        """Hold the stream that the current task is. UnauthenticatedError if it is ended from here."""
+        """Hold the stream that the current task is. UnauthenticatedError if it is ended from here, OverloadError for too many."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a stream is a task")
+        most = STREAMS_PER_AGENT_MAX if principal.agent_id else self._streams_max
+        if len(self._tasks.get(principal.key, ())) >= most:
+            message = f"{most} streams are open, the most allowed at one time for one caller; end some"
+            raise OverloadError("streams", message, limit="streams_per_principal", most=most, retry_after_s=STREAMS_RETRY_S)
         self._tasks.setdefault(principal.key, set()).add(task)
         timer = None
         if principal.expires_us is not None:
@@ -77,8 +92,10 @@ class Sessions:
 class Gate(grpc.aio.ServerInterceptor):
     """Asks who calls: whoever shows a certificate is an agent, all others have to send a token."""
 
-    def __init__(self, credentials: Credentials, sessions: Sessions) -> None:
+    def __init__(self, credentials: Credentials, sessions: Sessions, rates: CallRates) -> None:
+        """``rates`` count the calls of tokens: what agents may say has bounds of its own."""
         self._credentials = credentials
+        self._rates = rates
         self._sessions = sessions
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -95,10 +112,10 @@ class Gate(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or method.startswith(_OPEN):
             return handler
-        self._wrapped[method] = self._guarded(handler, needs_of(method))
+        self._wrapped[method] = self._guarded(handler, needs_of(method), waits_long=method in _LONG_WAITS)
         return self._wrapped[method]
 
-    def _guarded(self, handler: Any, needs: Needs) -> grpc.RpcMethodHandler[Any, Any]:
+    def _guarded(self, handler: Any, needs: Needs, *, waits_long: bool) -> grpc.RpcMethodHandler[Any, Any]:
         forms = {
             (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
             (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
@@ -107,7 +124,7 @@ class Gate(grpc.aio.ServerInterceptor):
         call, make = forms[handler.request_streaming, handler.response_streaming]
         guarded: Any
         if not handler.response_streaming:
-            guarded = partial(self._one, call, needs)
+            guarded = partial(self._wait if waits_long else self._one, call, needs)
         elif inspect.isasyncgenfunction(call):
             guarded = partial(self._generated, call, needs)
         else:
@@ -122,12 +139,20 @@ class Gate(grpc.aio.ServerInterceptor):
         answer = call(request, context)
         return await answer if inspect.isawaitable(answer) else answer
 
+    async def _wait(self, call: Any, needs: Needs, request: Any, context: Any) -> Any:
+        principal = await self._let_in(needs, request, context)
+        try:
+            with self._sessions.of(principal):
+                return await call(request, context)
+        except (UnauthenticatedError, OverloadError) as error:
+            await abort(context, status_of(error))
+
     async def _stream(self, call: Any, needs: Needs, request: Any, context: Any) -> None:
         principal = await self._let_in(needs, request, context)
         try:
             with self._sessions.of(principal):
                 await call(request, context)
-        except UnauthenticatedError as error:
+        except (UnauthenticatedError, OverloadError) as error:
             await abort(context, status_of(error))
 
     async def _generated(self, call: Any, needs: Needs, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -136,12 +161,14 @@ class Gate(grpc.aio.ServerInterceptor):
             with self._sessions.of(principal):
                 async for answer in call(request, context):
                     yield answer
-        except UnauthenticatedError as error:
+        except (UnauthenticatedError, OverloadError) as error:
             await abort(context, status_of(error))
 
     async def _let_in(self, needs: Needs, request: Any, context: Any) -> Principal:
         try:
             principal = self._principal_of(context)
+            if not principal.agent_id:
+                self._rates.take(principal.key)
             check(principal, needs, request)
         except RequestError as error:
             await abort(context, status_of(error))

@@ -16,6 +16,7 @@ from secgroups.controller.trust.authority import Authority, write_private
 from secgroups.controller.trust.credentials import Credentials, Token
 from secgroups.controller.trust.gate import Gate, Sessions
 from secgroups.controller.trust.principals import Role
+from secgroups.controller.trust.quotas import CallRates
 from secgroups.controller.trust.tokens import new_token
 from secgroups.controller.trust.transport import ServerFiles
 
@@ -38,9 +39,9 @@ class Trust:
         names = {name.strip() for name in config.tls_names.split(",") if name.strip()} | _listened_names(config)
         self._authority = Authority(data_dir / FOLDER, names)
         self._config = config
-        sessions = Sessions()
+        sessions = Sessions(config.streams_per_principal)
         self._credentials = Credentials(data_dir / DATABASE, SYSTEM_CLOCKS.now_us, sessions.end)
-        self.gate = Gate(self._credentials, sessions)
+        self.gate = Gate(self._credentials, sessions, CallRates(config.calls_per_s, SYSTEM_CLOCKS.monotonic_ns))
         ca_pem = self._authority.ca_pem
         if config.tls_cert:
             certificate, key = Path(config.tls_cert), Path(config.tls_key)
