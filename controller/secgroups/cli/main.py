@@ -38,6 +38,7 @@ COMMANDS = {
     "token": Lazy("secgroups.cli.commands.token:command", "Tokens of people and programs: create, list, revoke."),
     "audit": Lazy("secgroups.cli.commands.audit:command", "Who changed what, when, and what it was before."),
     "backup": Lazy("secgroups.cli.commands.backup:command", "Write a copy of the controller's database."),
+    "doctor": Lazy("secgroups.cli.commands.doctor:command", "Look for the usual mistakes. Exit status 1 if there are any."),
     "context": Lazy("secgroups.cli.commands.context:command", "Controllers by name: add, list, use, remove."),
     "observe": Lazy("secgroups.cli.commands.observe:command", "Show verdicts as an agent gives them."),
     "replay": Lazy("secgroups.lab.replay:command", "Judge the packets of a capture file by a server's rules."),
