@@ -68,7 +68,8 @@ def open_writer(path: Path, *, durable: bool) -> sqlite3.Connection:
         _check_is_sound(connection, path)
     except OSError as error:
         raise StoreFileError(f"{path} can't be opened: {error.strerror}") from None
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # The latter is how Python tells of an error that quotes what is damaged.
         if connection is not None:
             connection.close()
         raise unusable(path, error) from None
