@@ -61,4 +61,4 @@ def revoke(settings: Settings, agent_id: str) -> None:
     """Revoke all certificates of the agent ID and end its stream. What it has in force stays in force there."""
     with settings.connect() as client:
         count = client.call_once(client.trust.RevokeAgent, pb.RevokeAgentRequest(agent_id=agent_id)).certificates
-    click.echo(f"{count} certificates of agent {agent_id} revoked")
+    click.echo(f"every certificate of agent {agent_id} is revoked that was issued until now; {count} were known")

@@ -51,6 +51,12 @@ def m004_credentials(db: Database) -> None:
     )
 
 
+@MIGRATIONS()
+def m005_revoked_agents(db: Database) -> None:
+    """Since when no earlier certificate of an agent counts: also one that is not known, as after a backup was put back."""
+    db.execute("CREATE TABLE revoked_agents (agent_id TEXT PRIMARY KEY, revoked_us INTEGER NOT NULL) STRICT, WITHOUT ROWID")
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -34,7 +35,7 @@ BACKDATED = timedelta(minutes=5)
 CSR_BYTES_MAX = 16 << 10
 EC_BITS_MIN = 256
 RSA_BITS_MIN, RSA_BITS_MAX = 2_048, 8_192
-# By the certificate itself: a URI is the one kind of name in which every agent id fits.
+# By the certificate itself: a URI is the one kind of name in which every agent id fits, percent-encoded where it is no plain ASCII.
 AGENT_URI = "secgroups://agent/"
 
 
@@ -92,7 +93,7 @@ class Authority:
         key = _key_of(csr_pem)
         begin, end = _span(ISSUED_DAYS)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, agent_id[:64])])
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(AGENT_URI + agent_id)]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(agent_uri(agent_id))]
         builder = self._builder(name, key, begin, end, names, ExtendedKeyUsageOID.CLIENT_AUTH)
         made = builder.sign(self._key, hashes.SHA256())
         return Issued(
@@ -185,6 +186,24 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
+
+
+def agent_uri(agent_id: str) -> str:
+    """Return the name of an agent in its certificate."""
+    return AGENT_URI + quote(agent_id, safe="")
+
+
+def find_agent_id(certificate: x509.Certificate) -> str | None:
+    """Return the agent that a certificate names, None if it names none, or several, or in another form than ``agent_uri`` gives."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1 or not uris[0].startswith(AGENT_URI):
+        return None
+    agent_id = unquote(uris[0].removeprefix(AGENT_URI))
+    return agent_id if agent_id and agent_uri(agent_id) == uris[0] else None
 
 
 _PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey

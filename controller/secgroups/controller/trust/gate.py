@@ -19,8 +19,8 @@ from grpc_health.v1 import health
 
 from secgroups.controller.errors import OverloadError, RequestError, UnauthenticatedError
 from secgroups.controller.interceptors import abort, status_of
-from secgroups.controller.trust.authority import AGENT_URI
-from secgroups.controller.trust.principals import ACCESS, Needs, Principal, caller, check, unauthenticated
+from secgroups.controller.trust.authority import find_agent_id
+from secgroups.controller.trust.principals import ACCESS, Needs, Principal, ShownCertificate, caller, check, unauthenticated
 from secgroups.controller.trust.quotas import CallRates
 
 if TYPE_CHECKING:
@@ -179,8 +179,8 @@ class Gate(grpc.aio.ServerInterceptor):
         """Return who makes a call. UnauthenticatedError."""
         shown = context.auth_context()
         if certificate := shown.get("x509_pem_cert"):
-            found = _agent_of(certificate[0])
-            principal = self._credentials.find_agent(*found) if found else None
+            found = shown_certificate(certificate[0])
+            principal = self._credentials.find_agent(found) if found else None
         else:
             token = _token_in(context.invocation_metadata())
             principal = self._credentials.find_token(token) if token else None
@@ -203,14 +203,16 @@ def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return None
 
 
-def _agent_of(certificate_pem: bytes) -> tuple[str, str] | None:
-    """Return the agent and the serial of a certificate that TLS has verified; None if it names no agent."""
+def shown_certificate(certificate_pem: bytes) -> ShownCertificate | None:
+    """Return what a certificate says that TLS has verified; None if it names no agent."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    agent_id = find_agent_id(certificate)
+    if agent_id is None:
         return None
-    for name in names.get_values_for_type(x509.UniformResourceIdentifier):
-        if name.startswith(AGENT_URI):
-            return name.removeprefix(AGENT_URI), f"{certificate.serial_number:x}"
-    return None
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return ShownCertificate(
+        agent_id=agent_id,
+        serial=f"{certificate.serial_number:x}",
+        begins_us=int(begin.timestamp()) * 1_000_000,
+        expires_us=int(end.timestamp()) * 1_000_000,
+    )
