@@ -155,14 +155,20 @@ async def test_a_certificate_that_is_not_known_is_revoked_by_when_it_begins(cred
     await again.close()
 
 
-async def test_one_agent_takes_no_more_than_its_share_of_certificates(credentials: Credentials) -> None:
-    for number in range(CERTIFICATES_PER_AGENT_MAX):
-        await credentials.add_certificate("a", issued(f"a{number}"))
+async def test_an_agent_that_renews_again_and_again_takes_no_more_than_its_share(credentials: Credentials) -> None:
+    await credentials.add_certificate("a", issued("first"))
+    agent = known(credentials, shown("a", "first"))
+    for number in range(1, CERTIFICATES_PER_AGENT_MAX):
+        await credentials.add_certificate("a", issued(f"a{number}"), agent)
     with pytest.raises(LimitError, match="revoke it and enroll it again"):
-        await credentials.add_certificate("a", issued("more"))
+        await credentials.add_certificate("a", issued("more"), agent)
+    # Another agent has a share of its own, and whoever enrolls agents is no agent.
     await credentials.add_certificate("b", issued("b"))
-    assert await credentials.revoke_agent("a") == CERTIFICATES_PER_AGENT_MAX
+    await credentials.add_certificate("b", issued("b2"), known(credentials, shown("b", "b")))
+    await credentials.add_certificate("a", issued("by an admin"))
+    assert await credentials.revoke_agent("a") == CERTIFICATES_PER_AGENT_MAX + 1
     await credentials.add_certificate("a", issued("again"))
+    await credentials.add_certificate("a", issued("renewed"), known(credentials, shown("a", "again")))
 
 
 def test_a_revoked_agent_stays_out_though_a_backup_has_forgotten_its_certificate(site: Site, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from secgroups.controller.trust.tokens import find_id, matches
 
 TOKENS_MAX = 10_000
 CERTIFICATES_MAX = 100_000
-# One is in use, and one more while it is renewed; an agent must not take the room of all others.
+# One is in use, and one more while it is renewed; an agent that asks again and again must not take the room of all others. Admins
+# may enroll one as often as its machine is set up anew.
 CERTIFICATES_PER_AGENT_MAX = 16
 
 T = TypeVar("T")
@@ -178,11 +179,8 @@ class Credentials:
         now_us = self._now_us()
         async with self._writing:
             self._check_still_is(by)
-            held = [self._certificates[serial] for serial in self._serials_by_agent.get(agent_id, ())]
-            if sum(1 for each in held if not each.revoked and each.expires_us > now_us) >= CERTIFICATES_PER_AGENT_MAX:
-                most = CERTIFICATES_PER_AGENT_MAX
-                message = f"{most} certificates of agent {agent_id} are in use, the most allowed; revoke it and enroll it again"
-                raise LimitError(f"agent/{agent_id}", message, limit="certificates_per_agent_max", most=most)
+            if by is not None and by.agent_id:
+                self._check_share(agent_id, now_us)
             if len(self._certificates) >= CERTIFICATES_MAX:
                 await self._forget_ended(now_us)
             await self._write(
@@ -192,6 +190,16 @@ class Credentials:
                 )
             )
             self._keep_certificate(issued.serial, _Certificate(agent_id, issued.expires_us, False))
+
+    def _check_share(self, agent_id: str, now_us: int) -> None:
+        """Return if an agent may have one more certificate by its own wish. LimitError."""
+        held = [self._certificates[serial] for serial in self._serials_by_agent.get(agent_id, ())]
+        if sum(1 for each in held if not each.revoked and each.expires_us > now_us) >= CERTIFICATES_PER_AGENT_MAX:
+            most = CERTIFICATES_PER_AGENT_MAX
+            message = (
+                f"{most} certificates of agent {agent_id} are in use, the most that it may renew; revoke it and enroll it again"
+            )
+            raise LimitError(f"agent/{agent_id}", message, limit="certificates_per_agent_max", most=most)
 
     async def _forget_ended(self, now_us: int) -> None:
         """Make room. LimitError if all that are kept are in use."""
