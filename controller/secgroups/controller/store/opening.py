@@ -68,7 +68,8 @@ def open_writer(path: Path, *, durable: bool) -> sqlite3.Connection:
         _check_is_sound(connection, path)
     except OSError as error:
         raise StoreFileError(f"{path} can't be opened: {error.strerror}") from None
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # SQLite quotes what is damaged in its message, and that need not be text.
         if connection is not None:
             connection.close()
         raise unusable(path, error) from None
