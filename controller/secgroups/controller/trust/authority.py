@@ -9,6 +9,7 @@ issues.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,9 @@ class Authority:
         self._names = sorted({*_own_names(), *names})
         with self._problems_told():
             folder.mkdir(mode=0o700, exist_ok=True)
+            # One that was copied from elsewhere may be open to others, and in it lies what signs for every agent.
+            if folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
             self._certificate, self._key = self._load_or_make()
         self.renew()
 
@@ -65,7 +69,8 @@ class Authority:
         try:
             yield
         except OSError as error:
-            raise ConfigError(f"trust folder {self._folder} can't be used: {error.strerror}") from None
+            file = f" ({error.filename})" if error.filename not in (None, str(self._folder)) else ""
+            raise ConfigError(f"trust folder {self._folder} can't be used: {error.strerror}{file}") from None
         except (ValueError, TypeError) as error:
             what = f"holds what is no certificate or key ({error})"
             raise ConfigError(f"trust folder {self._folder} {what}; restore it from a backup") from None
@@ -105,7 +110,8 @@ class Authority:
 
     def _load_or_make(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         key_path = self._folder / "ca-key.pem"
-        if self.ca_path.exists() and key_path.exists():
+        # A key alone is left by a first start that was cut off. A certificate alone is one that others trust.
+        if self.ca_path.exists():
             key = serialization.load_pem_private_key(key_path.read_bytes(), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
                 raise TypeError("ca-key.pem is no EC key")
@@ -142,8 +148,8 @@ class Authority:
     def _renew_server(self) -> None:
         names = self._names
         certificate_path, key_path = self.server_paths
-        if certificate_path.exists() and key_path.exists():
-            held = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        held = _find_pair(certificate_path, key_path)
+        if held is not None:
             left = held.not_valid_after_utc - datetime.now(UTC)
             if left > timedelta(days=RENEW_DAYS) and set(_names_of(held)) >= set(names) and self._issued(held):
                 return
@@ -211,8 +217,9 @@ _PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPubli
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that its owner alone can read, all at once and for good. OSError if that can't be."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    # Nobody may have put something there before, to read from it what is written.
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -222,6 +229,21 @@ def write_private(path: Path, content: bytes) -> None:
     except OSError:
         new.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _find_pair(certificate_path: Path, key_path: Path) -> x509.Certificate | None:
+    """Return a certificate that lies beside its key; None if one is missing or damaged, or they do not belong together."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(key_path.read_bytes(), None)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return certificate if certificate.public_key() == key.public_key() else None
 
 
 def _span(days: int) -> tuple[datetime, datetime]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secgroups.controller.errors import LimitError, NotFoundError, StoreUnavailableError
-from secgroups.controller.store.opening import BUSY_TIMEOUT_MS
+from secgroups.controller.store.opening import BUSY_TIMEOUT_MS, unusable
 from secgroups.controller.trust.authority import Issued
 from secgroups.controller.trust.principals import Principal, Role, ShownCertificate, unauthenticated
 from secgroups.controller.trust.tokens import find_id, matches
@@ -59,7 +59,10 @@ class _Certificate:
 
 
 class Credentials:
-    """What is in the database ``path``, whose tables are there already. ``revoked`` is called with the key of a principal."""
+    """What is in the database ``path``, whose tables are there already. ``revoked`` is called with the key of a principal.
+
+    StoreFileError if what is kept can't be read or is no token.
+    """
 
     def __init__(self, path: Path, now_us: Callable[[], int], revoked: Callable[[str], None]) -> None:
         self._now_us = now_us
@@ -69,19 +72,34 @@ class Credentials:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         self._connection.execute("PRAGMA synchronous = FULL")
-        columns = "id, name, role, project, created_us, expires_us, hash"
-        self._tokens = {
-            row[0]: Token(
-                id=row[0], name=row[1], role=Role(row[2]), project=row[3], created_us=row[4], expires_us=row[5], hash=row[6]
-            )
-            for row in self._connection.execute(f"SELECT {columns} FROM tokens ORDER BY id")  # noqa: S608
-        }
+        self._tokens: dict[str, Token] = {}
         self._certificates: dict[str, _Certificate] = {}
         self._serials_by_agent: defaultdict[str, set[str]] = defaultdict(set)
-        known = self._connection.execute("SELECT serial, agent_id, expires_us, revoked FROM certificates")
-        for serial, agent_id, expires_us, revoked_ in known:
-            self._keep_certificate(serial, _Certificate(agent_id, expires_us, bool(revoked_)))
-        self._agents_revoked_us = dict(self._connection.execute("SELECT agent_id, revoked_us FROM revoked_agents").fetchall())
+        self._agents_revoked_us: dict[str, int] = {}
+        try:
+            self._load()
+        except (sqlite3.Error, ValueError) as error:
+            self._connection.close()
+            raise unusable(path, error) from None
+
+    def _load(self) -> None:
+        for token_id, name, role, project, created_us, expires_us, hash_ in self._connection.execute(
+            "SELECT id, name, role, project, created_us, expires_us, hash FROM tokens ORDER BY id"
+        ):
+            self._tokens[token_id] = Token(
+                id=token_id,
+                name=name,
+                role=Role(role),
+                project=project,
+                created_us=created_us,
+                expires_us=expires_us,
+                hash=hash_,
+            )
+        for serial, agent_id, expires_us, revoked in self._connection.execute(
+            "SELECT serial, agent_id, expires_us, revoked FROM certificates"
+        ):
+            self._keep_certificate(serial, _Certificate(agent_id, expires_us, bool(revoked)))
+        self._agents_revoked_us.update(self._connection.execute("SELECT agent_id, revoked_us FROM revoked_agents"))
 
     async def close(self) -> None:
         """Let what is being written be written, then close the database."""

@@ -1,6 +1,7 @@
 """The gate that every call passes: who calls, whether that may be, how often, and the end of streams whose ground has gone.
 
-Health is open to everybody. Reflection and channelz are open to whoever is known; the latter to admins.
+One question about health is open to everybody. What goes on for as long as somebody likes is for who is known: the watch of it, and
+reflection. Channelz is for admins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from secgroups.controller.trust.credentials import Credentials
 
 _BEARER = "bearer "
-_OPEN = f"/{health.SERVICE_NAME}/"
+_HEALTH = f"/{health.SERVICE_NAME}/"
+_OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
 _REFLECTION = "/grpc.reflection."
 # One answer, which may be an hour away: held as a stream is.
 _LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
@@ -110,7 +112,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_OPEN):
+        if handler is None or method in _OPEN:
             return handler
         self._wrapped[method] = self._guarded(handler, needs_of(method), waits_long=method in _LONG_WAITS)
         return self._wrapped[method]
@@ -190,8 +192,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def needs_of(method: str) -> Needs:
-    """Return what a call needs; of other services than ours, reflection apart, the role admin. KeyError if the table has it not."""
-    if method.startswith(_REFLECTION):
+    """Return what a call needs; of services that are not ours, health and reflection apart, the role admin.
+
+    KeyError if the table has it not.
+    """
+    if method.startswith((_REFLECTION, _HEALTH)):
         return Needs.ANYBODY
     return ACCESS[method] if method.startswith("/secgroups.") else Needs.ADMIN
 
