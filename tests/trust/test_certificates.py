@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -13,9 +17,20 @@ import trustme
 from cryptography import x509
 from trusted_site import TIMEOUT_S, Site
 
+from secgroups.cli import contexts
+from secgroups.controller.trust import authority
 from secgroups.lab.stack import Process, StackError
 from secgroups.v1 import trust_service_pb2 as pb
 from secgroups.v1.trust_service_pb2_grpc import TrustServiceStub
+
+
+def write_for_controller(path: Path) -> None:
+    authority.write_private(path, b"secret")
+
+
+def write_for_cli(path: Path) -> None:
+    contexts.write_private(path, "secret")
+
 
 FILES = ("ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "operator.token")
 WITH_TLS = {"SECGROUPS_CONTROLLER_PLAINTEXT": "false", "SECGROUPS_AGENT_PLAINTEXT": "false"}
@@ -31,8 +46,6 @@ def own_site(tmp_path: Path):
 def controller(folder: Path, *flags: str) -> Process:
     listen = [word for name in ("listen", "agent-listen", "admin-listen") for word in (f"--{name}", "127.0.0.1:0")]
     arguments = ["secgroups.controller", "--data-dir", str(folder / "data"), "--create", *listen, *flags]
-    import os
-
     return Process(
         name="controller",
         arguments=arguments,
@@ -43,8 +56,6 @@ def controller(folder: Path, *flags: str) -> Process:
 
 
 def refused(*arguments: str) -> str:
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", *arguments], env={**os.environ, **WITH_TLS}, capture_output=True, text=True, timeout=60, check=False
     )
@@ -148,6 +159,102 @@ def test_a_damaged_authority_is_refused_and_not_replaced(tmp_path: Path, name: s
     with pytest.raises(StackError, match="trust holds what is no certificate or key"):
         process.start()
     assert path.read_text() == "damaged"
+
+
+def test_an_authority_without_its_key_is_not_replaced_by_another(tmp_path: Path) -> None:
+    """Every agent would have to be enrolled again, and a copy of the key may be at hand."""
+    process = controller(tmp_path)
+    process.start()
+    process.stop()
+    trust = tmp_path / "data" / "trust"
+    ca = (trust / "ca.pem").read_bytes()
+    (trust / "ca-key.pem").unlink()
+    with pytest.raises(StackError, match=r"ca-key\.pem"):
+        process.start()
+    assert (trust / "ca.pem").read_bytes() == ca
+    assert not (trust / "ca-key.pem").exists()
+
+
+def test_a_first_start_that_was_cut_off_is_begun_again(tmp_path: Path) -> None:
+    process = controller(tmp_path)
+    process.start()
+    process.stop()
+    trust = tmp_path / "data" / "trust"
+    for path in trust.iterdir():
+        if path.name != "ca-key.pem":
+            path.unlink()
+    process.start()
+    process.stop()
+    made = x509.load_pem_x509_certificate((trust / "server.pem").read_bytes())
+    made.verify_directly_issued_by(x509.load_pem_x509_certificate((trust / "ca.pem").read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["server.pem", "server-key.pem"])
+@pytest.mark.parametrize("content", ["damaged", "another"])
+def test_a_server_s_certificate_and_key_that_do_not_fit_are_made_anew(tmp_path: Path, name: str, content: str) -> None:
+    """As after a renewal that was cut off between the two."""
+    process = controller(tmp_path)
+    process.start()
+    process.stop()
+    trust = tmp_path / "data" / "trust"
+    ca = (trust / "ca.pem").read_bytes()
+    other = {"server.pem": ca, "server-key.pem": (trust / "ca-key.pem").read_bytes()}
+    (trust / name).write_bytes(other[name] if content == "another" else b"damaged")
+    process.start()
+    try:
+        with grpc.secure_channel(process.address, grpc.ssl_channel_credentials(ca)) as channel:
+            grpc.channel_ready_future(channel).result(TIMEOUT_S)
+    finally:
+        process.stop()
+    assert (trust / "ca.pem").read_bytes() == ca
+
+
+def test_a_folder_that_others_can_read_is_closed_to_them(tmp_path: Path) -> None:
+    trust = tmp_path / "data" / "trust"
+    trust.mkdir(mode=0o777, parents=True)
+    trust.chmod(0o777)
+    process = controller(tmp_path)
+    process.start()
+    process.stop()
+    assert trust.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("write", [write_for_controller, write_for_cli], ids=["controller", "sgctl"])
+def test_a_secret_is_written_into_no_file_that_somebody_else_has_made(
+    tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made the file, or a link in its place, could read what is written."""
+    seen, secret = tmp_path / "seen", tmp_path / "secret"
+    seen.touch(mode=0o666)
+    # All names that a process of this number could take, as far as they can be guessed.
+    (tmp_path / f"secret.{os.getpid()}.new").symlink_to(seen)
+    write(secret)
+    assert secret.read_text() == "secret"
+    assert (secret.stat().st_mode & 0o777, seen.read_text()) == (0o600, "")
+    # And one that could be guessed all the same is refused.
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    (tmp_path / "secret.guessed.new").symlink_to(seen)
+    with pytest.raises(FileExistsError):
+        write(secret)
+    assert seen.read_text() == ""
+
+
+def test_an_admin_whose_token_has_expired_is_none_and_the_operator_s_is_made_anew(own_site: Site) -> None:
+    own_site.controller.stop()
+    with closing(sqlite3.connect(own_site.stack.trust_folder.parent / "secgroups.db")) as database, database:
+        database.execute("UPDATE tokens SET expires_us = 1")
+    own_site.controller.start()
+    with own_site.stack.channel() as channel:
+        assert who(channel) == "operator"
+
+
+def test_a_token_that_can_not_be_is_damage_and_told_in_one_line(own_site: Site) -> None:
+    own_site.controller.stop()
+    with closing(sqlite3.connect(own_site.stack.trust_folder.parent / "secgroups.db")) as database, database:
+        database.execute("UPDATE tokens SET role = 9")
+    with pytest.raises(StackError, match=r"error: .*secgroups.db is damaged"):
+        own_site.controller.start()
+    assert "Traceback" not in own_site.controller.log_file.read_text()
 
 
 def test_the_last_admin_can_be_made_again_by_a_restart(own_site: Site) -> None:

@@ -216,3 +216,7 @@ def test_channelz_is_for_admins_and_health_for_everybody(site: Site, tokens: dic
         assert call(channel, servers, bearer(tokens["editor"])).startswith(DENIED)
         assert call(channel, servers, ()).startswith(UNKNOWN)
         assert call(channel, check, ()) == "OK"
+        # One who is not known could hold a stream for ever, and so many of them that nobody else is let in.
+        watch = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name["Watch"]
+        assert call(channel, watch, ()).startswith(UNKNOWN)
+        assert call(channel, watch, bearer(tokens["viewer"])) == "OK"

@@ -10,11 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from test_certificates import wait_for
-from trusted_site import TIMEOUT_S, Site
+from trusted_site import TIMEOUT_S, Site, issued_before
 
 from secgroups.agent.renewal import renews_at
 from secgroups.lab.stack import Process
@@ -28,36 +25,6 @@ def own_site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
     made.stop()
-
-
-def issue(site: Site, agent_id: str, folder: Path, *, begun_days_ago: float, ends_in_days: float) -> x509.Certificate:
-    """Write the files of an agent that was enrolled some time ago; return its certificate."""
-    authority = x509.load_pem_x509_certificate(site.ca)
-    signing = serialization.load_pem_private_key((site.stack.trust_folder / "ca-key.pem").read_bytes(), None)
-    assert isinstance(signing, ec.EllipticCurvePrivateKey)
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(authority.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=begun_days_ago))
-        .not_valid_after(now + timedelta(days=ends_in_days))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"secgroups://agent/{agent_id}")]), critical=True
-        )
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .sign(signing, hashes.SHA256())
-    )
-    folder.mkdir(parents=True)
-    (folder / "ca.pem").write_bytes(site.ca)
-    encoding = serialization.Encoding.PEM
-    (folder / "agent-key.pem").write_bytes(
-        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    (folder / "agent.pem").write_bytes(made.public_bytes(encoding))
-    return made
 
 
 def held(folder: Path) -> x509.Certificate:
@@ -75,7 +42,7 @@ def restart(agent: Process) -> None:
 
 def test_a_certificate_is_renewed_when_two_thirds_of_its_life_are_over(own_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "a1" / "tls"
-    old = issue(own_site, "a1", folder, begun_days_ago=250, ends_in_days=115)
+    old = issued_before(own_site, "a1", folder, begun_days_ago=250, ends_in_days=115)
     key = (folder / "agent-key.pem").read_bytes()
     agent = own_site.stack.start_agent("a1")
     wait_for(agent.log_file, "certificate_renewed", 1)
@@ -96,7 +63,7 @@ def test_a_certificate_is_renewed_when_two_thirds_of_its_life_are_over(own_site:
 
 def test_a_certificate_that_is_good_for_long_stays(own_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "a1" / "tls"
-    old = issue(own_site, "a1", folder, begun_days_ago=240, ends_in_days=125)
+    old = issued_before(own_site, "a1", folder, begun_days_ago=240, ends_in_days=125)
     agent = own_site.stack.start_agent("a1")
     wait_for(agent.log_file, "controller_connected", 1)
     restart(agent)
@@ -105,9 +72,21 @@ def test_a_certificate_that_is_good_for_long_stays(own_site: Site, tmp_path: Pat
     assert renews_at(old) > datetime.now(UTC)
 
 
+def test_who_is_revoked_renews_nothing_and_says_so(own_site: Site, tmp_path: Path) -> None:
+    """The agent was enrolled and revoked; it still holds its files, which are due."""
+    folder = tmp_path / "a1" / "tls"
+    with own_site.enroll("a1"):
+        own_site.trust.RevokeAgent(pb.RevokeAgentRequest(agent_id="a1"), timeout=TIMEOUT_S)
+    old = issued_before(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
+    agent = own_site.stack.start_agent("a1")
+    wait_for(agent.log_file, "certificate_not_renewed", 1)
+    assert "UNAUTHENTICATED" in agent.log_file.read_text()
+    assert held(folder) == old
+
+
 def test_a_link_is_replaced_and_not_followed(own_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "a1" / "tls"
-    old = issue(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
+    old = issued_before(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
     (folder / "agent.pem").rename(folder / "held.pem")
     (folder / "agent.pem").symlink_to("held.pem")
     agent = own_site.stack.start_agent("a1")
@@ -118,7 +97,7 @@ def test_a_link_is_replaced_and_not_followed(own_site: Site, tmp_path: Path) -> 
 
 def test_while_no_controller_answers_the_agent_keeps_what_it_has_and_says_so(own_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "a1" / "tls"
-    old = issue(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
+    old = issued_before(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
     own_site.controller.stop()
     agent = own_site.stack.start_agent("a1")
     wait_for(agent.log_file, "certificate_not_renewed", 1)
@@ -129,7 +108,7 @@ def test_while_no_controller_answers_the_agent_keeps_what_it_has_and_says_so(own
 
 def test_a_renewed_certificate_is_revoked_with_the_others(own_site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "a1" / "tls"
-    issue(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
+    issued_before(own_site, "a1", folder, begun_days_ago=300, ends_in_days=65)
     agent = own_site.stack.start_agent("a1")
     wait_for(agent.log_file, "certificate_renewed", 1)
     own_site.trust.RevokeAgent(pb.RevokeAgentRequest(agent_id="a1"), timeout=TIMEOUT_S)

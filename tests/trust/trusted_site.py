@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -56,6 +58,11 @@ class Site:
         credentials = grpc.ssl_channel_credentials(made.ca_pem.encode(), key, made.certificate_pem.encode())
         return grpc.secure_channel(self.controller.agent_address, credentials)
 
+    def show(self, folder: Path) -> grpc.Channel:
+        """Return a channel to where agents subscribe, with the files of one."""
+        key, certificate = ((folder / name).read_bytes() for name in ("agent-key.pem", "agent.pem"))
+        return grpc.secure_channel(self.controller.agent_address, grpc.ssl_channel_credentials(self.ca, key, certificate))
+
     def stop(self) -> None:
         self.channel.close()
         self.stack.stop()
@@ -68,6 +75,36 @@ def key_and_csr() -> tuple[bytes, str]:
     encoding = serialization.Encoding.PEM
     pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, csr.public_bytes(encoding).decode()
+
+
+def issued_before(site: Site, agent_id: str, folder: Path, *, begun_days_ago: float, ends_in_days: float) -> x509.Certificate:
+    """Write the files of an agent that was enrolled some time ago, of which the database knows nothing; return its certificate."""
+    authority = x509.load_pem_x509_certificate(site.ca)
+    signing = serialization.load_pem_private_key((site.stack.trust_folder / "ca-key.pem").read_bytes(), None)
+    assert isinstance(signing, ec.EllipticCurvePrivateKey)
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=begun_days_ago))
+        .not_valid_after(now + timedelta(days=ends_in_days))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"secgroups://agent/{agent_id}")]), critical=True
+        )
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(signing, hashes.SHA256())
+    )
+    folder.mkdir(parents=True)
+    (folder / "ca.pem").write_bytes(site.ca)
+    encoding = serialization.Encoding.PEM
+    (folder / "agent-key.pem").write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (folder / "agent.pem").write_bytes(made.public_bytes(encoding))
+    return made
 
 
 def bearer(token: str) -> Sequence[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -89,8 +90,9 @@ def write_contexts(path: Path, contexts: Contexts) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that its owner alone can read, all at once. OSError if that can't be."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    # The folder may be open to others: nobody may have put something there before, to read from it what is written.
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)

@@ -327,7 +327,7 @@ class RevokeAgentResponse(_message.Message):
 
     CERTIFICATES_FIELD_NUMBER: _builtins.int
     certificates: _builtins.int
-    """How many certificates were revoked."""
+    """How many certificates were known that counted until now."""
     def __init__(
         self,
         *,

@@ -100,7 +100,8 @@ class TrustServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeAgent(self, request, context):
-        """Revokes all certificates of an agent: in force when this is answered, and its stream is ended. It can be enrolled again.
+        """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
+        answered, and its stream is ended. It can be enrolled again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class TrustServiceStub:
     EnrollAgent: _grpc.UnaryUnaryMultiCallable[_trust_service_pb2.EnrollAgentRequest, _trust_service_pb2.EnrollAgentResponse]
     """Issues a certificate with which an agent subscribes as itself. An agent may ask for its own id, to renew it."""
     RevokeAgent: _grpc.UnaryUnaryMultiCallable[_trust_service_pb2.RevokeAgentRequest, _trust_service_pb2.RevokeAgentResponse]
-    """Revokes all certificates of an agent: in force when this is answered, and its stream is ended. It can be enrolled again."""
+    """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
+    answered, and its stream is ended. It can be enrolled again.
+    """
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_trust_service_pb2.WhoAmIRequest, _trust_service_pb2.WhoAmIResponse]
     """Tells who the caller is."""
 
@@ -60,7 +62,9 @@ class TrustServiceAsyncStub(TrustServiceStub):
     EnrollAgent: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.EnrollAgentRequest, _trust_service_pb2.EnrollAgentResponse]  # type: ignore[assignment]
     """Issues a certificate with which an agent subscribes as itself. An agent may ask for its own id, to renew it."""
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.RevokeAgentRequest, _trust_service_pb2.RevokeAgentResponse]  # type: ignore[assignment]
-    """Revokes all certificates of an agent: in force when this is answered, and its stream is ended. It can be enrolled again."""
+    """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
+    answered, and its stream is ended. It can be enrolled again.
+    """
     WhoAmI: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.WhoAmIRequest, _trust_service_pb2.WhoAmIResponse]  # type: ignore[assignment]
     """Tells who the caller is."""
 
@@ -105,7 +109,9 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trust_service_pb2.RevokeAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trust_service_pb2.RevokeAgentResponse, _abc.Awaitable[_trust_service_pb2.RevokeAgentResponse]]:
-        """Revokes all certificates of an agent: in force when this is answered, and its stream is ended. It can be enrolled again."""
+        """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
+        answered, and its stream is ended. It can be enrolled again.
+        """
 
     @_abc_1.abstractmethod
     def WhoAmI(

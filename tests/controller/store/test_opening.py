@@ -138,6 +138,14 @@ def test_a_sound_file_is_opened_as_it_was(path: Path, sound: bytes) -> None:
         assert commit(store, new_group("one-more")).revision == 82
 
 
+@pytest.mark.parametrize("table", [b"rules", b"tokens"])
+def test_a_schema_that_is_no_text_is_told_as_damage(path: Path, sound: bytes, table: bytes) -> None:
+    assert sound.count(b"CREATE TABLE " + table) == 1
+    path.write_bytes(sound.replace(b"CREATE TABLE " + table, b"CREATE \xf8\xf8\xf8\xf8\xf8 " + table))
+    with pytest.raises(StoreFileError, match="is damaged"):
+        SqliteStore(path)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_damage_never_ends_in_anything_but_a_refusal_or_a_store(path: Path, sound: bytes, seed: int) -> None:
     chance = random.Random(seed)

@@ -61,4 +61,6 @@ def revoke(settings: Settings, agent_id: str) -> None:
     """Revoke all certificates of the agent ID and end its stream. What it has in force stays in force there."""
     with settings.connect() as client:
         count = client.call_once(client.trust.RevokeAgent, pb.RevokeAgentRequest(agent_id=agent_id)).certificates
-    click.echo(f"{count} certificates of agent {agent_id} revoked")
+    click.echo(f"every certificate of agent {agent_id} that was issued until now is revoked; {count} were known and in use")
+    if not count:
+        click.echo(f"none was known: if {agent_id} was never enrolled, this may be another agent's id misspelt", err=True)

@@ -40,7 +40,7 @@ class TrustService(TrustServiceServicer):
             expires_us=_expires_us(request, now_us),
             hash=kept,
         )
-        await self._credentials.add_token(token)
+        await self._credentials.add_token(token, caller.get())
         return pb.CreateTokenResponse(token=_message(token), text=text)
 
     async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
@@ -53,7 +53,7 @@ class TrustService(TrustServiceServicer):
     async def EnrollAgent(self, request: pb.EnrollAgentRequest, context: Context) -> pb.EnrollAgentResponse:
         check_name(request.agent_id, "agent_id")
         issued = self._authority.issue(request.agent_id, request.csr_pem)
-        await self._credentials.add_certificate(request.agent_id, issued)
+        await self._credentials.add_certificate(request.agent_id, issued, caller.get())
         return pb.EnrollAgentResponse(
             certificate_pem=issued.certificate_pem.decode(),
             ca_pem=self._ca_pem.decode(),

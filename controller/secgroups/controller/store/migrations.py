@@ -58,6 +58,12 @@ def m005_trails(db: Database) -> None:
     db.execute("CREATE INDEX changes_by_key ON changes (key, revision)")
 
 
+@MIGRATIONS()
+def m006_revoked_agents(db: Database) -> None:
+    """Since when no earlier certificate of an agent counts: also one that is not known, as after a backup was put back."""
+    db.execute("CREATE TABLE revoked_agents (agent_id TEXT PRIMARY KEY, revoked_us INTEGER NOT NULL) STRICT, WITHOUT ROWID")
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

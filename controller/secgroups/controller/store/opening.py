@@ -69,7 +69,7 @@ def open_writer(path: Path, *, durable: bool) -> sqlite3.Connection:
     except OSError as error:
         raise StoreFileError(f"{path} can't be opened: {error.strerror}") from None
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        # The latter is how Python tells of an error that quotes what is damaged.
+        # SQLite quotes what is damaged in its message, and that need not be text.
         if connection is not None:
             connection.close()
         raise unusable(path, error) from None

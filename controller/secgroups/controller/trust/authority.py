@@ -9,6 +9,7 @@ issues.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -34,7 +36,7 @@ BACKDATED = timedelta(minutes=5)
 CSR_BYTES_MAX = 16 << 10
 EC_BITS_MIN = 256
 RSA_BITS_MIN, RSA_BITS_MAX = 2_048, 8_192
-# By the certificate itself: a URI is the one kind of name in which every agent id fits.
+# By the certificate itself: a URI is the one kind of name in which every agent id fits, percent-encoded where it is no plain ASCII.
 AGENT_URI = "secgroups://agent/"
 
 
@@ -56,6 +58,9 @@ class Authority:
         self._names = sorted({*_own_names(), *names})
         with self._problems_told():
             folder.mkdir(mode=0o700, exist_ok=True)
+            # One that was copied from elsewhere may be open to others, and in it lies what signs for every agent.
+            if folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
             self._certificate, self._key = self._load_or_make()
         self.renew()
 
@@ -64,7 +69,8 @@ class Authority:
         try:
             yield
         except OSError as error:
-            raise ConfigError(f"trust folder {self._folder} can't be used: {error.strerror}") from None
+            file = f" ({error.filename})" if error.filename not in (None, str(self._folder)) else ""
+            raise ConfigError(f"trust folder {self._folder} can't be used: {error.strerror}{file}") from None
         except (ValueError, TypeError) as error:
             what = f"holds what is no certificate or key ({error})"
             raise ConfigError(f"trust folder {self._folder} {what}; restore it from a backup") from None
@@ -92,7 +98,7 @@ class Authority:
         key = _key_of(csr_pem)
         begin, end = _span(ISSUED_DAYS)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, agent_id[:64])])
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(AGENT_URI + agent_id)]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(agent_uri(agent_id))]
         builder = self._builder(name, key, begin, end, names, ExtendedKeyUsageOID.CLIENT_AUTH)
         made = builder.sign(self._key, hashes.SHA256())
         return Issued(
@@ -104,7 +110,8 @@ class Authority:
 
     def _load_or_make(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         key_path = self._folder / "ca-key.pem"
-        if self.ca_path.exists() and key_path.exists():
+        # A key alone is left by a first start that was cut off. A certificate alone is one that others trust.
+        if self.ca_path.exists():
             key = serialization.load_pem_private_key(key_path.read_bytes(), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
                 raise TypeError("ca-key.pem is no EC key")
@@ -141,8 +148,8 @@ class Authority:
     def _renew_server(self) -> None:
         names = self._names
         certificate_path, key_path = self.server_paths
-        if certificate_path.exists() and key_path.exists():
-            held = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        held = _find_pair(certificate_path, key_path)
+        if held is not None:
             left = held.not_valid_after_utc - datetime.now(UTC)
             if left > timedelta(days=RENEW_DAYS) and set(_names_of(held)) >= set(names) and self._issued(held):
                 return
@@ -187,13 +194,32 @@ class Authority:
         )
 
 
+def agent_uri(agent_id: str) -> str:
+    """Return the name of an agent in its certificate."""
+    return AGENT_URI + quote(agent_id, safe="")
+
+
+def find_agent_id(certificate: x509.Certificate) -> str | None:
+    """Return the agent that a certificate names, None if it names none, or several, or in another form than ``agent_uri`` gives."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1 or not uris[0].startswith(AGENT_URI):
+        return None
+    agent_id = unquote(uris[0].removeprefix(AGENT_URI))
+    return agent_id if agent_id and agent_uri(agent_id) == uris[0] else None
+
+
 _PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that its owner alone can read, all at once and for good. OSError if that can't be."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    # Nobody may have put something there before, to read from it what is written.
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -203,6 +229,21 @@ def write_private(path: Path, content: bytes) -> None:
     except OSError:
         new.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _find_pair(certificate_path: Path, key_path: Path) -> x509.Certificate | None:
+    """Return a certificate that lies beside its key; None if one is missing or damaged, or they do not belong together."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(key_path.read_bytes(), None)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return certificate if certificate.public_key() == key.public_key() else None
 
 
 def _span(days: int) -> tuple[datetime, datetime]:

@@ -1,6 +1,7 @@
 """The gate that every call passes: who calls, whether that may be, how often, and the end of streams whose ground has gone.
 
-Health is open to everybody. Reflection and channelz are open to whoever is known; the latter to admins.
+One question about health is open to everybody. What goes on for as long as somebody likes is for who is known: the watch of it, and
+reflection. Channelz is for admins.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from grpc_health.v1 import health
 
 from secgroups.controller.errors import OverloadError, RequestError, UnauthenticatedError
 from secgroups.controller.interceptors import abort, status_of
-from secgroups.controller.trust.authority import AGENT_URI
-from secgroups.controller.trust.principals import ACCESS, Needs, Principal, caller, check, unauthenticated
+from secgroups.controller.trust.authority import find_agent_id
+from secgroups.controller.trust.principals import ACCESS, Needs, Principal, ShownCertificate, caller, check, unauthenticated
 from secgroups.controller.trust.quotas import CallRates
 
 if TYPE_CHECKING:
     from secgroups.controller.trust.credentials import Credentials
 
 _BEARER = "bearer "
-_OPEN = f"/{health.SERVICE_NAME}/"
+_HEALTH = f"/{health.SERVICE_NAME}/"
+_OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
 _REFLECTION = "/grpc.reflection."
 # One answer, which may be an hour away: held as a stream is.
 _LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
@@ -110,7 +112,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(_OPEN):
+        if handler is None or method in _OPEN:
             return handler
         self._wrapped[method] = self._guarded(handler, needs_of(method), waits_long=method in _LONG_WAITS)
         return self._wrapped[method]
@@ -179,8 +181,8 @@ class Gate(grpc.aio.ServerInterceptor):
         """Return who makes a call. UnauthenticatedError."""
         shown = context.auth_context()
         if certificate := shown.get("x509_pem_cert"):
-            found = _agent_of(certificate[0])
-            principal = self._credentials.find_agent(*found) if found else None
+            found = shown_certificate(certificate[0])
+            principal = self._credentials.find_agent(found) if found else None
         else:
             token = _token_in(context.invocation_metadata())
             principal = self._credentials.find_token(token) if token else None
@@ -190,8 +192,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def needs_of(method: str) -> Needs:
-    """Return what a call needs; of other services than ours, reflection apart, the role admin. KeyError if the table has it not."""
-    if method.startswith(_REFLECTION):
+    """Return what a call needs; of services that are not ours, health and reflection apart, the role admin.
+
+    KeyError if the table has it not.
+    """
+    if method.startswith((_REFLECTION, _HEALTH)):
         return Needs.ANYBODY
     return ACCESS[method] if method.startswith("/secgroups.") else Needs.ADMIN
 
@@ -203,14 +208,16 @@ def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return None
 
 
-def _agent_of(certificate_pem: bytes) -> tuple[str, str] | None:
-    """Return the agent and the serial of a certificate that TLS has verified; None if it names no agent."""
+def shown_certificate(certificate_pem: bytes) -> ShownCertificate | None:
+    """Return what a certificate says that TLS has verified; None if it names no agent."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    agent_id = find_agent_id(certificate)
+    if agent_id is None:
         return None
-    for name in names.get_values_for_type(x509.UniformResourceIdentifier):
-        if name.startswith(AGENT_URI):
-            return name.removeprefix(AGENT_URI), f"{certificate.serial_number:x}"
-    return None
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return ShownCertificate(
+        agent_id=agent_id,
+        serial=f"{certificate.serial_number:x}",
+        begins_us=int(begin.timestamp()) * 1_000_000,
+        expires_us=int(end.timestamp()) * 1_000_000,
+    )

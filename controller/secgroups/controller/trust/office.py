@@ -66,7 +66,7 @@ class Trust:
 
     async def start(self) -> None:
         """Make the operator's token if no admin has one, and renew the server's certificate from now on."""
-        if not any(token.role is Role.ADMIN for token in self._credentials.tokens()):
+        if not self._credentials.has_admin():
             await self._make_operator_token()
         log.info("trust_ready", ca=str(self._authority.ca_path), operator_token=str(self._authority.operator_token_path))
         self._renewal = asyncio.create_task(self._renew())
@@ -77,7 +77,7 @@ class Trust:
             self._renewal.cancel()
             with suppress(asyncio.CancelledError):
                 await self._renewal
-        self._credentials.close()
+        await self._credentials.close()
 
     async def _make_operator_token(self) -> None:
         token_id, text, kept = new_token()

@@ -30,10 +30,21 @@ class Needs(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCertificate:
+    """An agent's certificate that TLS has verified. ``serial`` in lower-case hexadecimal; it is good from ``begins_us`` on."""
+
+    agent_id: str
+    serial: str
+    begins_us: int
+    expires_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """The holder of a token, or an agent with a certificate. Times in microseconds since the epoch.
 
     ``key`` is what is revoked: the id of the token, or ``agent/`` and the id of the agent. ``expires_us`` is None if it never does.
+    ``certificate`` is what an agent has shown.
     """
 
     key: str
@@ -41,6 +52,7 @@ class Principal:
     project: str = ""
     agent_id: str = ""
     expires_us: int | None = None
+    certificate: ShownCertificate | None = None
 
     @property
     def is_admin(self) -> bool:
