@@ -1,4 +1,4 @@
-"""The gate that every call passes: who calls, whether that may be, how often, and the end of streams whose ground has gone.
+"""The gate that every call passes: who calls, whether that may be, and the end of streams whose ground has gone.
 
 One question about health is open to everybody. What goes on for as long as somebody likes is for who is known: the watch of it, and
 reflection. Channelz is for admins.
@@ -22,14 +22,13 @@ from secgroups.controller.errors import OverloadError, RequestError, Unauthentic
 from secgroups.controller.interceptors import abort, status_of
 from secgroups.controller.trust.authority import find_agent_id
 from secgroups.controller.trust.principals import ACCESS, Needs, Principal, ShownCertificate, caller, check, unauthenticated
-from secgroups.controller.trust.quotas import CallRates
 
 if TYPE_CHECKING:
     from secgroups.controller.trust.credentials import Credentials
 
 _BEARER = "bearer "
 _HEALTH = f"/{health.SERVICE_NAME}/"
-_OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
+OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
 _REFLECTION = "/grpc.reflection."
 # One answer, which may be an hour away: held as a stream is.
 _LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
@@ -94,10 +93,8 @@ class Sessions:
 class Gate(grpc.aio.ServerInterceptor):
     """Asks who calls: whoever shows a certificate is an agent, all others have to send a token."""
 
-    def __init__(self, credentials: Credentials, sessions: Sessions, rates: CallRates) -> None:
-        """``rates`` count the calls of tokens: what agents may say has bounds of its own."""
+    def __init__(self, credentials: Credentials, sessions: Sessions) -> None:
         self._credentials = credentials
-        self._rates = rates
         self._sessions = sessions
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -112,7 +109,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or method in _OPEN:
+        if handler is None or method in OPEN:
             return handler
         self._wrapped[method] = self._guarded(handler, needs_of(method), waits_long=method in _LONG_WAITS)
         return self._wrapped[method]
@@ -169,8 +166,6 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _let_in(self, needs: Needs, request: Any, context: Any) -> Principal:
         try:
             principal = self._principal_of(context)
-            if not principal.agent_id:
-                self._rates.take(principal.key)
             check(principal, needs, request)
         except RequestError as error:
             await abort(context, status_of(error))
@@ -184,7 +179,7 @@ class Gate(grpc.aio.ServerInterceptor):
             found = shown_certificate(certificate[0])
             principal = self._credentials.find_agent(found) if found else None
         else:
-            token = _token_in(context.invocation_metadata())
+            token = token_in(context.invocation_metadata())
             principal = self._credentials.find_token(token) if token else None
         if principal is None:
             raise unauthenticated()
@@ -201,7 +196,8 @@ def needs_of(method: str) -> Needs:
     return ACCESS[method] if method.startswith("/secgroups.") else Needs.ADMIN
 
 
-def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+def token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the bearer token of a call, None if none was sent."""
     for key, value in metadata or ():
         if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()
