@@ -171,6 +171,20 @@ async def test_an_agent_that_renews_again_and_again_takes_no_more_than_its_share
     await credentials.add_certificate("a", issued("renewed"), known(credentials, shown("a", "again")))
 
 
+def test_an_agent_that_has_its_share_is_refused_before_its_request_is_read(site: Site) -> None:
+    """So that asking again and again costs it more than the controller."""
+    with site.enroll("insatiable") as channel:
+        trust = TrustServiceStub(channel)
+        request = pb.EnrollAgentRequest(agent_id="insatiable", csr_pem=key_and_csr()[1])
+        for _ in range(CERTIFICATES_PER_AGENT_MAX - 1):
+            trust.EnrollAgent(request, timeout=TIMEOUT_S)
+        for csr in (request.csr_pem, "no request at all"):
+            with pytest.raises(grpc.RpcError) as refused:
+                trust.EnrollAgent(pb.EnrollAgentRequest(agent_id="insatiable", csr_pem=csr), timeout=TIMEOUT_S)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    site.enroll("insatiable").close()
+
+
 def test_a_revoked_agent_stays_out_though_a_backup_has_forgotten_its_certificate(site: Site, tmp_path: Path) -> None:
     issued_before(site, "restored", tmp_path / "tls", begun_days_ago=10, ends_in_days=300)
     with site.show(tmp_path / "tls") as channel:
