@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health
 
+from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.errors import OverloadError, RequestError, UnauthenticatedError
 from secgroups.controller.interceptors import abort, status_of
 from secgroups.controller.trust.authority import find_agent_id
@@ -34,6 +34,8 @@ _REFLECTION = "/grpc.reflection."
 _LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
 # When a stream of the same caller may have ended.
 STREAMS_RETRY_S = 1.0
+# The clock may be set, and stands still for a machine that sleeps.
+LOOK_EVERY_S = 60.0
 # An agent needs one; those of a connection that broke stay until that is noticed.
 STREAMS_PER_AGENT_MAX = 64
 
@@ -44,8 +46,13 @@ class Sessions:
     At most ``streams_max`` of one token, ``STREAMS_PER_AGENT_MAX`` of one agent.
     """
 
-    def __init__(self, streams_max: int) -> None:
+    def __init__(
+        self, streams_max: int, now_us: Callable[[], int] = SYSTEM_CLOCKS.now_us, look_every_s: float = LOOK_EVERY_S
+    ) -> None:
+        """``now_us`` is the time of day; it is looked at every ``look_every_s``, for it may be set."""
         self._streams_max = streams_max
+        self._now_us = now_us
+        self._look_every_s = look_every_s
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
@@ -69,10 +76,7 @@ class Sessions:
             message = f"{most} streams are open, the most allowed at one time for one caller; end some"
             raise OverloadError("streams", message, limit="streams_per_principal", most=most, retry_after_s=STREAMS_RETRY_S)
         self._tasks.setdefault(principal.key, set()).add(task)
-        timer = None
-        if principal.expires_us is not None:
-            left_s = max(0.0, principal.expires_us / 1e6 - time.time())
-            timer = asyncio.get_running_loop().call_later(left_s, self._end, task)
+        expiry = _Expiry(partial(self._end, task), principal.expires_us, self._now_us, self._look_every_s)
         try:
             yield
         except asyncio.CancelledError:
@@ -81,13 +85,38 @@ class Sessions:
             task.uncancel()
             raise unauthenticated() from None
         finally:
-            if timer is not None:
-                timer.cancel()
+            expiry.cancel()
             self._ended.discard(task)
             held = self._tasks[principal.key]
             held.discard(task)
             if not held:
                 del self._tasks[principal.key]
+
+
+class _Expiry:
+    """Calls ``end`` when the time of day is ``expires_us``, if it is not None, whatever the clock did meanwhile."""
+
+    def __init__(self, end: Callable[[], None], expires_us: int | None, now_us: Callable[[], int], look_every_s: float) -> None:
+        self._end = end
+        self._now_us = now_us
+        self._look_every_s = look_every_s
+        self._timer: asyncio.Handle | None = None
+        if expires_us is not None:
+            self._look(expires_us)
+
+    def _look(self, expires_us: int) -> None:
+        left_s = (expires_us - self._now_us()) / 1e6
+        loop = asyncio.get_running_loop()
+        if left_s <= 0:
+            # Not from within: whoever is ended has to be waiting.
+            self._timer = loop.call_soon(self._end)
+            return
+        self._timer = loop.call_later(min(left_s, self._look_every_s), self._look, expires_us)
+
+    def cancel(self) -> None:
+        """Forget it."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Gate(grpc.aio.ServerInterceptor):
