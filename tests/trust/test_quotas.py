@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2 as details
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from trusted_site import TIMEOUT_S, Site, bearer
 
@@ -168,7 +170,9 @@ def test_an_agent_has_few_streams_at_one_time_whatever_tokens_may(narrow: Site) 
         # Which of them is refused is open: they race.
         silent.append(subscribe(_never(), timeout=TIMEOUT_S))
         for each in silent:
-            each.add_callback(over.set)
+            # It is not called for one that has ended already.
+            if not each.add_callback(over.set):
+                over.set()
         assert over.wait(TIMEOUT_S / 2)
         codes = {each.code() for each in silent if not each.is_active()}
         assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -195,3 +199,85 @@ def test_a_wait_ends_when_its_token_is_revoked(narrow: Site) -> None:
         TrustServiceStub(channel).WhoAmI(pb.WhoAmIRequest(), metadata=bearer(probe), timeout=TIMEOUT_S)
         narrow.trust.RevokeToken(pb.RevokeTokenRequest(id=token_id), timeout=TIMEOUT_S)
         assert pending.exception().code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A controller that takes few calls in all, of which one caller gets half."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SECGROUPS_CONTROLLER_CALLS_MAX", "20")
+        environment.setenv("SECGROUPS_CONTROLLER_CALLS_PER_S", "8")
+        environment.setenv("SECGROUPS_CONTROLLER_STREAMS_PER_PRINCIPAL", "2")
+        made = Site(tmp_path_factory.mktemp("small"))
+    yield made
+    made.stop()
+    assert "rpc_crashed" not in made.controller.log_file.read_text()
+
+
+def announce(channel: grpc.Channel, method: str, metadata: Sequence[tuple[str, str]] = ()) -> grpc.Future:
+    """Begin a call whose message never comes."""
+    made = channel.stream_unary(method, request_serializer=bytes, response_deserializer=bytes)
+    return made.future(_never(), metadata=metadata, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("method", ["GroupService/CreateGroup", "RulesetService/WaitForRevision", "TrustService/WhoAmI"])
+@pytest.mark.parametrize("metadata", [(), bearer("garbage")], ids=["no token", "garbage"])
+def test_who_is_not_known_is_turned_away_before_there_is_a_message(
+    small: Site, method: str, metadata: Sequence[tuple[str, str]]
+) -> None:
+    with small.tls() as channel:
+        calls = [announce(channel, f"/secgroups.v1.{method}", metadata) for _ in range(60)]
+        codes = {call.exception(TIMEOUT_S / 2).code().name for call in calls}
+    # Many at once are more than the controller takes in all, but none of them stays.
+    assert "UNAUTHENTICATED" in codes
+    assert codes <= {"UNAUTHENTICATED", "RESOURCE_EXHAUSTED"}
+    assert small.trust.WhoAmI(pb.WhoAmIRequest(), timeout=TIMEOUT_S).token.name == "operator"
+
+
+def test_who_is_known_and_sends_no_messages_holds_its_own_share_and_no_more(small: Site) -> None:
+    _, greedy = small.token(pb.ROLE_VIEWER, "p")
+    with small.tls() as channel:
+        refused = []
+        calls = []
+        # At a pace that its calls within a second allow: what it holds grows all the same.
+        for _ in range(11):
+            call = announce(channel, "/secgroups.v1.TrustService/WhoAmI", bearer(greedy))
+            calls.append(call)
+            while not refused and _rate_is_exhausted(call):
+                calls[-1] = call = announce(channel, "/secgroups.v1.TrustService/WhoAmI", bearer(greedy))
+        last = calls[-1].exception(TIMEOUT_S / 2)
+        assert last.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert detail(last, details.ErrorInfo).metadata["limit"] == "calls_at_one_time"
+        assert small.trust.WhoAmI(pb.WhoAmIRequest(), timeout=TIMEOUT_S).token.name == "operator"
+        for call in calls:
+            call.cancel()
+
+
+def _rate_is_exhausted(call: grpc.Future) -> bool:
+    """Whether a call was refused because it came too soon; one that is held is not."""
+    try:
+        error = call.exception(0.3)
+    except grpc.FutureTimeoutError:
+        return False
+    return detail(error, details.ErrorInfo).metadata["limit"] == "calls_per_s"
+
+
+def test_a_message_of_an_agent_or_about_health_is_waited_for_only_so_long(small: Site) -> None:
+    with small.enroll("slow") as agent, small.tls() as anybody:
+        late = announce(agent, "/secgroups.v1.TrustService/WhoAmI"), announce(anybody, "/grpc.health.v1.Health/Check")
+        for call in late:
+            assert call.exception(TIMEOUT_S).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert TrustServiceStub(agent).WhoAmI(pb.WhoAmIRequest(), timeout=TIMEOUT_S).agent_id == "slow"
+        health = health_pb2_grpc.HealthStub(anybody)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_thousand_refusals_are_counted_and_told_once_a_second(small: Site) -> None:
+    before = small.controller.log_file.read_text().count("call_turned_away")
+    began_s = time.monotonic()
+    with small.tls() as channel:
+        for _ in range(20):
+            calls = [announce(channel, "/secgroups.v1.TrustService/WhoAmI") for _ in range(15)]
+            assert {call.exception(TIMEOUT_S).code().name for call in calls} == {"UNAUTHENTICATED"}
+    told = small.controller.log_file.read_text().count("call_turned_away") - before
+    assert told <= time.monotonic() - began_s + 1

@@ -17,6 +17,7 @@ from secgroups.controller.errors import LimitError, UnauthenticatedError
 from secgroups.controller.store.sqlite import SqliteStore
 from secgroups.controller.trust.authority import Issued
 from secgroups.controller.trust.credentials import CERTIFICATES_PER_AGENT_MAX, Credentials, Token
+from secgroups.controller.trust.gate import Sessions
 from secgroups.controller.trust.principals import Principal, Role, ShownCertificate
 from secgroups.controller.trust.tokens import new_token
 from secgroups.v1 import agent_service_pb2 as agents
@@ -169,6 +170,48 @@ async def test_an_agent_that_renews_again_and_again_takes_no_more_than_its_share
     assert await credentials.revoke_agent("a") == CERTIFICATES_PER_AGENT_MAX + 1
     await credentials.add_certificate("a", issued("again"))
     await credentials.add_certificate("a", issued("renewed"), known(credentials, shown("a", "again")))
+
+
+@pytest.mark.parametrize("set_to_us", [NOW_US + 3600 * 1_000_000, NOW_US + YEAR_US])
+async def test_a_stream_ends_when_its_time_has_come_by_a_clock_that_was_set(set_to_us: int) -> None:
+    now_us = NOW_US
+    sessions = Sessions(10, lambda: now_us, look_every_s=0.005)
+    holder = Principal(key="k", role=Role.VIEWER, project="p", expires_us=NOW_US + 3600 * 1_000_000)
+
+    async def hold(principal: Principal) -> None:
+        with sessions.of(principal):
+            await asyncio.Event().wait()
+
+    held = asyncio.create_task(hold(holder))
+    staying = asyncio.create_task(hold(Principal(key="other", role=Role.VIEWER, project="p")))
+    # It is looked at several times, and nothing ends before its time.
+    done, _ = await asyncio.wait([held], timeout=0.05)
+    assert not done
+    now_us = set_to_us
+    with pytest.raises(UnauthenticatedError):
+        await asyncio.wait_for(held, TIMEOUT_S)
+    assert not staying.done()
+    staying.cancel()
+
+
+async def test_what_has_expired_between_its_beginning_and_its_stream_is_ended() -> None:
+    sessions = Sessions(10, lambda: NOW_US)
+    with pytest.raises(UnauthenticatedError), sessions.of(Principal(key="k", expires_us=NOW_US)):
+        await asyncio.wait_for(asyncio.Event().wait(), TIMEOUT_S)
+
+
+def test_an_agent_that_has_its_share_is_refused_before_its_request_is_read(site: Site) -> None:
+    """So that asking again and again costs it more than the controller."""
+    with site.enroll("insatiable") as channel:
+        trust = TrustServiceStub(channel)
+        request = pb.EnrollAgentRequest(agent_id="insatiable", csr_pem=key_and_csr()[1])
+        for _ in range(CERTIFICATES_PER_AGENT_MAX - 1):
+            trust.EnrollAgent(request, timeout=TIMEOUT_S)
+        for csr in (request.csr_pem, "no request at all"):
+            with pytest.raises(grpc.RpcError) as refused:
+                trust.EnrollAgent(pb.EnrollAgentRequest(agent_id="insatiable", csr_pem=csr), timeout=TIMEOUT_S)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    site.enroll("insatiable").close()
 
 
 def test_a_revoked_agent_stays_out_though_a_backup_has_forgotten_its_certificate(site: Site, tmp_path: Path) -> None:

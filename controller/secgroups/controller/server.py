@@ -128,9 +128,9 @@ class ControllerServer:
         self._unlisten = core.listen(self._watchers.changed)
         self._health = health.aio.HealthServicer()
         self._counts = Counts()
-        self._trust = None if config.plaintext else Trust(_data_dir(config), config)
-        gates = [self._trust.gate] if self._trust else []
-        interceptors = [ErrorsAndLog(self._counts, log_reads=config.log_level == "debug"), *gates]
+        self._trust = None if config.plaintext else Trust(_data_dir(config), config, self._counts)
+        doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
+        interceptors = [*doors, ErrorsAndLog(self._counts, log_reads=config.log_level == "debug"), *gates]
         self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
@@ -147,7 +147,7 @@ class ControllerServer:
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
-        self._admin = grpc.aio.server(interceptors=gates, options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
+        self._admin = grpc.aio.server(interceptors=[*doors, *gates], options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)
         self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
         # Each address has TLS of its own: gRPC does not take the same object twice.

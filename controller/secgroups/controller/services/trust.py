@@ -52,6 +52,8 @@ class TrustService(TrustServiceServicer):
 
     async def EnrollAgent(self, request: pb.EnrollAgentRequest, context: Context) -> pb.EnrollAgentResponse:
         check_name(request.agent_id, "agent_id")
+        # Before anything is signed: an agent that may have no more must not keep the controller busy.
+        self._credentials.check_share(request.agent_id, caller.get())
         issued = self._authority.issue(request.agent_id, request.csr_pem)
         await self._credentials.add_certificate(request.agent_id, issued, caller.get())
         return pb.EnrollAgentResponse(

@@ -197,8 +197,7 @@ class Credentials:
         now_us = self._now_us()
         async with self._writing:
             self._check_still_is(by)
-            if by is not None and by.agent_id:
-                self._check_share(agent_id, now_us)
+            self.check_share(agent_id, by)
             if len(self._certificates) >= CERTIFICATES_MAX:
                 await self._forget_ended(now_us)
             await self._write(
@@ -209,8 +208,11 @@ class Credentials:
             )
             self._keep_certificate(issued.serial, _Certificate(agent_id, issued.expires_us, False))
 
-    def _check_share(self, agent_id: str, now_us: int) -> None:
-        """Return if an agent may have one more certificate by its own wish. LimitError."""
+    def check_share(self, agent_id: str, by: Principal | None) -> None:
+        """Return if ``by`` may have one more certificate for an agent: admins always may, an agent has its share. LimitError."""
+        if by is None or not by.agent_id:
+            return
+        now_us = self._now_us()
         held = [self._certificates[serial] for serial in self._serials_by_agent.get(agent_id, ())]
         if sum(1 for each in held if not each.revoked and each.expires_us > now_us) >= CERTIFICATES_PER_AGENT_MAX:
             most = CERTIFICATES_PER_AGENT_MAX

@@ -1,4 +1,4 @@
-"""The gate that every call passes: who calls, whether that may be, how often, and the end of streams whose ground has gone.
+"""The gate that every call passes: who calls, whether that may be, and the end of streams whose ground has gone.
 
 One question about health is open to everybody. What goes on for as long as somebody likes is for who is known: the watch of it, and
 reflection. Channelz is for admins.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,23 +17,25 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health
 
+from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.errors import OverloadError, RequestError, UnauthenticatedError
 from secgroups.controller.interceptors import abort, status_of
 from secgroups.controller.trust.authority import find_agent_id
 from secgroups.controller.trust.principals import ACCESS, Needs, Principal, ShownCertificate, caller, check, unauthenticated
-from secgroups.controller.trust.quotas import CallRates
 
 if TYPE_CHECKING:
     from secgroups.controller.trust.credentials import Credentials
 
 _BEARER = "bearer "
 _HEALTH = f"/{health.SERVICE_NAME}/"
-_OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
+OPEN = frozenset({f"{_HEALTH}Check", f"{_HEALTH}List"})
 _REFLECTION = "/grpc.reflection."
 # One answer, which may be an hour away: held as a stream is.
 _LONG_WAITS = frozenset({"/secgroups.v1.RulesetService/WaitForRevision"})
 # When a stream of the same caller may have ended.
 STREAMS_RETRY_S = 1.0
+# The clock may be set, and stands still for a machine that sleeps.
+LOOK_EVERY_S = 60.0
 # An agent needs one; those of a connection that broke stay until that is noticed.
 STREAMS_PER_AGENT_MAX = 64
 
@@ -45,8 +46,13 @@ class Sessions:
     At most ``streams_max`` of one token, ``STREAMS_PER_AGENT_MAX`` of one agent.
     """
 
-    def __init__(self, streams_max: int) -> None:
+    def __init__(
+        self, streams_max: int, now_us: Callable[[], int] = SYSTEM_CLOCKS.now_us, look_every_s: float = LOOK_EVERY_S
+    ) -> None:
+        """``now_us`` is the time of day; it is looked at every ``look_every_s``, for it may be set."""
         self._streams_max = streams_max
+        self._now_us = now_us
+        self._look_every_s = look_every_s
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
@@ -70,10 +76,7 @@ class Sessions:
             message = f"{most} streams are open, the most allowed at one time for one caller; end some"
             raise OverloadError("streams", message, limit="streams_per_principal", most=most, retry_after_s=STREAMS_RETRY_S)
         self._tasks.setdefault(principal.key, set()).add(task)
-        timer = None
-        if principal.expires_us is not None:
-            left_s = max(0.0, principal.expires_us / 1e6 - time.time())
-            timer = asyncio.get_running_loop().call_later(left_s, self._end, task)
+        expiry = _Expiry(partial(self._end, task), principal.expires_us, self._now_us, self._look_every_s)
         try:
             yield
         except asyncio.CancelledError:
@@ -82,8 +85,7 @@ class Sessions:
             task.uncancel()
             raise unauthenticated() from None
         finally:
-            if timer is not None:
-                timer.cancel()
+            expiry.cancel()
             self._ended.discard(task)
             held = self._tasks[principal.key]
             held.discard(task)
@@ -91,13 +93,37 @@ class Sessions:
                 del self._tasks[principal.key]
 
 
+class _Expiry:
+    """Calls ``end`` when the time of day is ``expires_us``, if it is not None, whatever the clock did meanwhile."""
+
+    def __init__(self, end: Callable[[], None], expires_us: int | None, now_us: Callable[[], int], look_every_s: float) -> None:
+        self._end = end
+        self._now_us = now_us
+        self._look_every_s = look_every_s
+        self._timer: asyncio.Handle | None = None
+        if expires_us is not None:
+            self._look(expires_us)
+
+    def _look(self, expires_us: int) -> None:
+        left_s = (expires_us - self._now_us()) / 1e6
+        loop = asyncio.get_running_loop()
+        if left_s <= 0:
+            # Not from within: whoever is ended has to be waiting.
+            self._timer = loop.call_soon(self._end)
+            return
+        self._timer = loop.call_later(min(left_s, self._look_every_s), self._look, expires_us)
+
+    def cancel(self) -> None:
+        """Forget it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Gate(grpc.aio.ServerInterceptor):
     """Asks who calls: whoever shows a certificate is an agent, all others have to send a token."""
 
-    def __init__(self, credentials: Credentials, sessions: Sessions, rates: CallRates) -> None:
-        """``rates`` count the calls of tokens: what agents may say has bounds of its own."""
+    def __init__(self, credentials: Credentials, sessions: Sessions) -> None:
         self._credentials = credentials
-        self._rates = rates
         self._sessions = sessions
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -112,7 +138,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or method in _OPEN:
+        if handler is None or method in OPEN:
             return handler
         self._wrapped[method] = self._guarded(handler, needs_of(method), waits_long=method in _LONG_WAITS)
         return self._wrapped[method]
@@ -169,8 +195,6 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _let_in(self, needs: Needs, request: Any, context: Any) -> Principal:
         try:
             principal = self._principal_of(context)
-            if not principal.agent_id:
-                self._rates.take(principal.key)
             check(principal, needs, request)
         except RequestError as error:
             await abort(context, status_of(error))
@@ -184,7 +208,7 @@ class Gate(grpc.aio.ServerInterceptor):
             found = shown_certificate(certificate[0])
             principal = self._credentials.find_agent(found) if found else None
         else:
-            token = _token_in(context.invocation_metadata())
+            token = token_in(context.invocation_metadata())
             principal = self._credentials.find_token(token) if token else None
         if principal is None:
             raise unauthenticated()
@@ -201,7 +225,8 @@ def needs_of(method: str) -> Needs:
     return ACCESS[method] if method.startswith("/secgroups.") else Needs.ADMIN
 
 
-def _token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+def token_in(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the bearer token of a call, None if none was sent."""
     for key, value in metadata or ():
         if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
             return value[len(_BEARER) :].strip()

@@ -1,4 +1,4 @@
-"""All of trust that a controller with TLS has, put together: authority, credentials, gate, and the service that changes them."""
+"""All of trust that a controller with TLS has, put together: authority, credentials, door, gate, and what changes them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from secgroups.controller.errors import ConfigError
 from secgroups.controller.services.trust import TrustService
 from secgroups.controller.trust.authority import Authority, write_private
 from secgroups.controller.trust.credentials import Credentials, Token
+from secgroups.controller.trust.door import Door
 from secgroups.controller.trust.gate import Gate, Sessions
 from secgroups.controller.trust.principals import Role
 from secgroups.controller.trust.quotas import CallRates
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import grpc
 
     from secgroups.controller.config import ControllerConfig
+    from secgroups.controller.metrics import Counts
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +37,17 @@ RENEWAL_S = 24 * 3600.0
 class Trust:
     """Made when the store is open. ConfigError, in one line, if certificates can't be read or made."""
 
-    def __init__(self, data_dir: Path, config: ControllerConfig) -> None:
+    def __init__(self, data_dir: Path, config: ControllerConfig, counts: Counts) -> None:
         names = {name.strip() for name in config.tls_names.split(",") if name.strip()} | _listened_names(config)
         self._authority = Authority(data_dir / FOLDER, names)
         self._config = config
         sessions = Sessions(config.streams_per_principal)
         self._credentials = Credentials(data_dir / DATABASE, SYSTEM_CLOCKS.now_us, sessions.end)
-        self.gate = Gate(self._credentials, sessions, CallRates(config.calls_per_s, SYSTEM_CLOCKS.monotonic_ns))
+        rates = CallRates(config.calls_per_s, SYSTEM_CLOCKS.monotonic_ns)
+        # What a second has room for, on top of what goes on.
+        calls_max = config.calls_per_s + config.streams_per_principal
+        self.door = Door(self._credentials, rates, calls_max, counts)
+        self.gate = Gate(self._credentials, sessions)
         ca_pem = self._authority.ca_pem
         if config.tls_cert:
             certificate, key = Path(config.tls_cert), Path(config.tls_key)
