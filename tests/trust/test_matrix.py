@@ -5,8 +5,12 @@ What each call needs is said here once more, by hand: a call that is not in this
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,17 +21,22 @@ from secgroups.controller.trust.principals import ACCESS
 from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
     trust_service_pb2,
 )
+from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 
 PROTOS = (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -42,7 +51,8 @@ METHODS = {
 READ = {
     "GroupService/GetGroup", "GroupService/ListGroups", "RuleService/GetRule", "RuleService/ListRules", "ServerService/GetServer",
     "ServerService/ListServers", "AttachmentService/ListAttachments", "RulesetService/GetEffectiveRuleset",
-    "RulesetService/WatchEffectiveRuleset", "RulesetService/ExplainFlow",
+    "RulesetService/WatchEffectiveRuleset", "RulesetService/ExplainFlow", "AuditService/ListChanges",
+    "AuditService/WatchChanges",
 }  # fmt: skip
 CHANGE = {
     "GroupService/CreateGroup", "GroupService/UpdateGroup", "GroupService/DeleteGroup", "RuleService/CreateRule",
@@ -53,8 +63,8 @@ CHANGE = {
 # They name no project.
 READ_OF_NOBODY = {"RuleService/ListPresets", "RulesetService/WaitForRevision"}
 OPERATE = {
-    "AgentService/ListAgents", "AgentService/GetAgent", "TrustService/CreateToken", "TrustService/ListTokens",
-    "TrustService/RevokeToken", "TrustService/RevokeAgent", "TrustService/EnrollAgent",
+    "AgentService/ListAgents", "AgentService/GetAgent", "OperatorService/Backup", "TrustService/CreateToken",
+    "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent", "TrustService/EnrollAgent",
 }  # fmt: skip
 OWN = {"TrustService/WhoAmI"}
 AGENT = {"AgentService/Subscribe"}
@@ -105,8 +115,38 @@ def expected(name: str, who: str) -> str:
 
 
 def matches(want: str, got: str) -> bool:
+    agrees = _agrees(want, got)
+    if counted := os.environ.get("SECGROUPS_COUNT_CELLS"):
+        # For scripts/bench survival, which tells how many there are.
+        with Path(counted).open("a") as file:
+            file.write("ok\n" if agrees else "leak\n")
+    return agrees
+
+
+def _agrees(want: str, got: str) -> bool:
     refused = any(got.startswith(code) for code in (UNKNOWN, DENIED, "INTERNAL", "UNKNOWN", "UNAVAILABLE", ELSEWHERE))
     return not refused if want is IN else got.startswith(want)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def changes(site: Site) -> Iterator[None]:
+    """Somebody who goes on changing what everybody asks about: a watch of changes answers when there is one."""
+    stopped = threading.Event()
+
+    def change() -> None:
+        with site.stack.channel() as own:
+            number = 0
+            while not stopped.wait(0.05):
+                request = group_service_pb2.CreateGroupRequest(project="mine", name=f"g{number % 300}")
+                with suppress(grpc.RpcError):
+                    GroupServiceStub(own).CreateGroup(request, timeout=5)
+                number += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    yield
+    stopped.set()
+    thread.join()
 
 
 def test_the_tables_have_every_call_and_no_other() -> None:
@@ -135,7 +175,7 @@ def test_who_is_not_known_is_told_the_same_whatever_the_reason(
             metadata = (("authorization", f"Basic {tokens['admin']}"),)
         told.add(call(channel, METHODS[name], metadata, project="mine"))
     (answer,) = told
-    assert answer.startswith(UNKNOWN)
+    assert all(matches(UNKNOWN, answer) for _ in STRANGERS)
 
 
 def test_that_a_project_exists_shows_in_nothing(channel: grpc.Channel, tokens: dict[str, str]) -> None:
@@ -150,7 +190,7 @@ def test_that_a_project_exists_shows_in_nothing(channel: grpc.Channel, tokens: d
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - AGENT - OWN))
 def test_an_agent_may_subscribe_and_nothing_else(site: Site, name: str) -> None:
     with site.enroll("agent-m") as channel:
-        assert call(channel, METHODS[name], (), project="mine").startswith(DENIED)
+        assert matches(DENIED, call(channel, METHODS[name], (), project="mine"))
 
 
 def test_a_token_is_of_no_use_to_whoever_shows_a_certificate(site: Site, tokens: dict[str, str]) -> None:

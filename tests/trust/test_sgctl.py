@@ -111,3 +111,18 @@ def test_another_authority_is_not_believed(site: Site, sgctl: Cli, tmp_path: Pat
     token = str(site.stack.trust_folder / "operator.token")
     flags = ("--controller", site.controller.address, "--ca-file", str(tmp_path / "other.pem"), "--token-file", token)
     assert "can't be reached" in sgctl(*flags, "--timeout", "5", "group", "list", status=2)
+
+
+def test_the_log_names_the_token_with_which_a_change_was_made(site: Site, sgctl: Cli, tmp_path: Path) -> None:
+    sgctl("context", "add", "local", "--from", str(site.stack.trust_folder.parent), "--address", site.controller.address)
+    sgctl("token", "create", "auditor", "--role", "editor", "--in-project", "audited", "--out", str(tmp_path / "token"))
+    (made,) = [token for token in json.loads(sgctl("token", "list", "-o", "json")) if token["name"] == "auditor"]
+    own = ("--token-file", str(tmp_path / "token"), "-p", "audited")
+    sgctl(*own, "group", "create", "web")
+    sgctl(*own, "group", "set", "web", "--name", "www")
+    said = sgctl(*own, "audit", "--group", "www")
+    assert said.count(made["id"]) == 2
+    assert "name: web -> www" in said
+    assert len(json.loads(sgctl("audit", "--all-projects", "--token", made["id"], "-o", "json"))) >= 2
+    assert "there is no project default" in sgctl("--token-file", str(tmp_path / "token"), "-p", "default", "audit", status=2)
+    assert "no time" in sgctl("audit", "--since", "yesterday", status=2)

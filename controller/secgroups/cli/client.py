@@ -14,7 +14,9 @@ from secgroups.cli.errors import CliError, UnreachableError, shown
 from secgroups.cli.statuses import refusal
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
+from secgroups.v1.audit_service_pb2_grpc import AuditServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
+from secgroups.v1.operator_service_pb2_grpc import OperatorServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
@@ -146,7 +148,9 @@ class Client(Connection):
         self.attachments = AttachmentServiceStub(self.channel)
         self.rulesets = RulesetServiceStub(self.channel)
         self.agents = AgentServiceStub(self.channel)
+        self.audit = AuditServiceStub(self.channel)
         self.trust = TrustServiceStub(self.channel)
+        self.operator = OperatorServiceStub(self.channel)
 
     def pages(
         self, method: grpc.UnaryUnaryMultiCallable[PageRequest, PageResponse], request: PageRequest

@@ -105,6 +105,70 @@ def tokens() -> Kind[pb.Token]:
     return Kind(columns=columns, name=lambda token: token.id, data=data_of)
 
 
+def changes() -> Kind[pb.Change]:
+    """Return how entries of the change log are shown."""
+    columns = [
+        Column[pb.Change]("revision", lambda change: str(change.revision)),
+        Column[pb.Change]("time", lambda change: time_text(change.time)),
+        Column[pb.Change]("who", lambda change: change.token_id),
+        Column[pb.Change]("from", lambda change: change.peer),
+        Column[pb.Change]("what", _what_text),
+        Column[pb.Change]("object", lambda change: _object_text(change.after if change.HasField("after") else change.before)),
+        Column[pb.Change]("change", _difference_text),
+    ]
+    return Kind(columns=columns, name=lambda change: str(change.revision), data=data_of)
+
+
+def change_line(change: pb.Change) -> str:
+    """Return an entry of the change log in one line."""
+    return "  ".join(column.text(change) or "-" for column in changes().columns)
+
+
+def _what_text(change: pb.Change) -> str:
+    if not change.HasField("before"):
+        return "made"
+    return "changed" if change.HasField("after") else "deleted"
+
+
+def _object_text(thing: pb.ChangedObject) -> str:
+    match thing.WhichOneof("object"):
+        case "group":
+            return f"group {thing.group.name}"
+        case "rule":
+            return f"rule {thing.rule.id}"
+    return f"server {thing.server.project}/{thing.server.id}"
+
+
+def _difference_text(change: pb.Change) -> str:
+    """Return which fields have other values, with both; of an object that came or went, what people know it by."""
+    if change.HasField("before") and change.HasField("after"):
+        old, new = (_facts(thing) for thing in (change.before, change.after))
+        return ", ".join(f"{name}: {old[name] or 'none'} -> {new[name] or 'none'}" for name in new if old.get(name) != new[name])
+    facts = _facts(change.after if change.HasField("after") else change.before)
+    return ", ".join(f"{name}: {value}" for name, value in facts.items() if value)
+
+
+def _facts(thing: pb.ChangedObject) -> dict[str, str]:
+    match thing.WhichOneof("object"):
+        case "group":
+            return {"name": thing.group.name, "description": thing.group.description}
+        case "rule":
+            draft = draft_of(thing.rule.spec, {})
+            words = (draft.direction, draft.protocol, draft.ports_text, draft.remote.text)
+            return {
+                "rule": " ".join(word for word in words if word),
+                "group": thing.rule.group_id,
+                "description": thing.rule.spec.description,
+            }
+    server = thing.server
+    return {
+        "name": server.name,
+        "addresses": " ".join(server.addresses),
+        "agent": server.agent_id,
+        "groups": " ".join(sorted(server.group_ids)),
+    }
+
+
 def agents() -> Kind[pb.Agent]:
     """Return how agents are shown."""
     columns = [

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from secgroups.v1.agent_service_pb2 import *  # noqa: F403
     from secgroups.v1.attachment_service_pb2 import *  # noqa: F403
+    from secgroups.v1.audit_service_pb2 import *  # noqa: F403
     from secgroups.v1.group_service_pb2 import *  # noqa: F403
+    from secgroups.v1.operator_service_pb2 import *  # noqa: F403
     from secgroups.v1.rule_service_pb2 import *  # noqa: F403
     from secgroups.v1.ruleset_service_pb2 import *  # noqa: F403
     from secgroups.v1.server_service_pb2 import *  # noqa: F403
@@ -34,6 +36,8 @@ else:
                 "attachment_service",
                 "ruleset_service",
                 "agent_service",
+                "audit_service",
+                "operator_service",
                 "trust_service",
                 "verdict_service",
             )

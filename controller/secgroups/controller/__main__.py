@@ -1,4 +1,7 @@
-"""``secgroups-controller``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why."""
+"""``secgroups-controller``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why.
+
+``secgroups-controller restore FILE --data-dir DIR`` puts a backup in the place of the database and ends.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,13 @@ from secgroups.controller.errors import StartError
 
 
 def main() -> int:
-    """Run the controller with the settings of the command line."""
+    """Run the controller with the settings of the command line, or restore a backup."""
     try:
+        if sys.argv[1:2] == ["restore"]:
+            from secgroups.controller.restoring import restore_from
+
+            sys.stdout.write(restore_from(sys.argv[2:]) + "\n")
+            return 0
         config = read_config(sys.argv[1:], os.environ)
         # Not before the settings are known to work: gRPC takes a while to import.
         from secgroups.controller.logs import set_up_logs

@@ -25,7 +25,7 @@ from secgroups.controller.preview import Preview, preview
 from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.publisher import Publisher
 from secgroups.controller.state import State
-from secgroups.controller.store.interface import Committed, Pending, RequestKey, Store, Transaction
+from secgroups.controller.store.interface import ChangePage, Committed, Pending, Place, RequestKey, Store, Transaction
 from secgroups.controller.store_writer import Work, Writer, WriterThread
 
 log = structlog.get_logger(__name__)
@@ -105,6 +105,23 @@ class Core:
         """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    @property
+    def compacted_revision(self) -> int:
+        """Of what happened up to and with it the change log tells nothing any more."""
+        return self._store.compacted_revision
+
+    async def read_log(self, revision: int, limit: int) -> ChangePage:
+        """Return what happened after a revision, as the store says. StoreUnavailableError."""
+        return await asyncio.to_thread(self._store.changes_since, revision, limit)
+
+    async def read_log_back(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+        """Return what happened last before a place in the log, as the store says. StoreUnavailableError."""
+        return await asyncio.to_thread(self._store.changes_before, project, before, limit)
+
+    async def read_log_of(self, key: str, limit: int) -> list[Change]:
+        """Return what happened to the objects with a key, as the store says. StoreUnavailableError."""
+        return await asyncio.to_thread(self._store.changes_of, key, limit)
 
     async def change(
         self,

@@ -31,7 +31,9 @@ from secgroups.controller.metrics import Counts, collect
 from secgroups.controller.metrics_server import MetricsServer
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
+from secgroups.controller.services.audit import AuditService
 from secgroups.controller.services.groups import GroupService
+from secgroups.controller.services.operator import OperatorService
 from secgroups.controller.services.rules import RuleService
 from secgroups.controller.services.rulesets import RulesetService
 from secgroups.controller.services.servers import ServerService
@@ -42,14 +44,18 @@ from secgroups.controller.watchers import Watchers
 from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
     trust_service_pb2,
 )
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
+from secgroups.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
+from secgroups.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
 from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
 from secgroups.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
@@ -81,7 +87,9 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _PROTOS = (
     agent_service_pb2,
     attachment_service_pb2,
+    audit_service_pb2,
     group_service_pb2,
+    operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -131,8 +139,11 @@ class ControllerServer:
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
         self._rulesets = RulesetService(core, self._watchers)
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
+        self._audit = AuditService(core)
+        add_AuditServiceServicer_to_server(self._audit, self._api)
         settings = StreamSettings(heartbeat_s=config.heartbeat_s)
         add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
+        add_OperatorServiceServicer_to_server(OperatorService(_data_dir(config) / DATABASE), self._api)
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
@@ -174,6 +185,7 @@ class ControllerServer:
             await self._metrics.stop()
         self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
         self._rulesets.close()
+        self._audit.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
         if self._trust:
             await self._trust.stop()

@@ -73,7 +73,7 @@ def test_a_case_leaves_nothing_but_an_empty_default_group(controller: str, tmp_p
     file = tmp_path / "case.yaml"
     file.write_text(f"{SETUP}    - {{add_group: {{name: web}}}}\n")
     (case,) = load_file(str(file))
-    with Settings(controller=controller).connect() as client:
+    with Settings(controller=controller, plaintext=True).connect() as client:
         world = LiveWorld(client, "reference", case)
         assert not run_case(case, lambda _: world).ok
         projects = world.projects

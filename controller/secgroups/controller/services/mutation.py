@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from secgroups.controller.audit import actor_text
 from secgroups.controller.convert import Checks, preview_message, request_id_of
 from secgroups.controller.core import Core
 from secgroups.controller.store.interface import RequestKey, Transaction
+from secgroups.controller.trust.principals import caller
 
 T = TypeVar("T")
 AnswerT = TypeVar("AnswerT", bound=Message)
@@ -51,7 +53,7 @@ async def mutate(
         validate_only=request.validate_only,
         request=key,
         encode=encode,
-        actor=context.peer(),
+        actor=actor_text(principal.key if (principal := caller.get()) else "", context.peer()),
     )
     if outcome.replayed is not None:
         return answer_type.FromString(outcome.replayed)

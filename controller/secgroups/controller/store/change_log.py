@@ -56,6 +56,32 @@ def read(connection: sqlite3.Connection, revision: int, limit: int) -> ChangePag
         connection.execute("ROLLBACK")
 
 
+def read_back(
+    connection: sqlite3.Connection, project: str, before: tuple[int, int] | None, limit: int
+) -> list[tuple[Change, tuple[int, int]]]:
+    """Return the latest changes before a place (revision, and number within it), the newest first, each with its place.
+
+    Of one project, or of all if that is empty; None for the end of the log.
+    """
+    conditions: list[str] = []
+    values: list[str | int] = []
+    if project:
+        conditions.append("project = ?")
+        values.append(project)
+    if before is not None:
+        conditions.append("(revision, seq) < (?, ?)")
+        values += before
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    query = f"SELECT * FROM changes {where} ORDER BY revision DESC, seq DESC LIMIT ?"  # noqa: S608
+    return [(_change_of(row), (row["revision"], row["seq"])) for row in connection.execute(query, (*values, limit))]
+
+
+def read_of(connection: sqlite3.Connection, key: str, limit: int) -> list[Change]:
+    """Return the latest changes of the objects with a key, the newest first."""
+    query = "SELECT * FROM changes WHERE key = ? ORDER BY revision DESC LIMIT ?"
+    return [_change_of(row) for row in connection.execute(query, (key, limit))]
+
+
 def prune(connection: sqlite3.Connection, *, before_us: int, upto_revision: int, rows_max: int) -> int | None:
     """Forget revisions from before ``before_us`` and those up to ``upto_revision``, oldest first, about ``rows_max`` rows of them.
 

@@ -135,6 +135,10 @@ class ChangePage:
     gap: bool = False
 
 
+# A revision, and the number of a change within it.
+Place = tuple[int, int]
+
+
 class Lineage(Protocol):
     """What a store knows of its own past, to be asked from any thread.
 
@@ -157,7 +161,7 @@ class Lineage(Protocol):
 
 
 class Store(Lineage, Protocol):
-    """Keeps groups, rules and servers. One thread at a time, but for ``Lineage`` and ``changes_since``: these at any time.
+    """Keeps groups, rules and servers. One thread at a time, but for ``Lineage`` and the change log: these at any time.
 
     ``revision`` is that of the last commit.
     """
@@ -183,6 +187,15 @@ class Store(Lineage, Protocol):
 
     def changes_since(self, revision: int, limit: int = 1_000) -> ChangePage:
         """Return what happened after ``revision``: about ``limit`` changes, but whole revisions and at least one."""
+
+    def changes_before(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+        """Return the latest changes before a place in the log, None for its end, the newest first, each with its place.
+
+        Of one project, or of all if that is empty.
+        """
+
+    def changes_of(self, key: str, limit: int) -> list[Change]:
+        """Return the latest changes of the objects with a key, the newest first."""
 
     def close(self) -> None:
         """Let go of the store. Closing twice does no harm."""

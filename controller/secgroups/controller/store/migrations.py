@@ -52,7 +52,14 @@ def m004_credentials(db: Database) -> None:
 
 
 @MIGRATIONS()
-def m005_revoked_agents(db: Database) -> None:
+def m005_trails(db: Database) -> None:
+    """The change log is asked by project, and by object."""
+    db.execute("CREATE INDEX changes_by_project ON changes (project, revision, seq)")
+    db.execute("CREATE INDEX changes_by_key ON changes (key, revision)")
+
+
+@MIGRATIONS()
+def m006_revoked_agents(db: Database) -> None:
     """Since when no earlier certificate of an agent counts: also one that is not known, as after a backup was put back."""
     db.execute("CREATE TABLE revoked_agents (agent_id TEXT PRIMARY KEY, revoked_us INTEGER NOT NULL) STRICT, WITHOUT ROWID")
 

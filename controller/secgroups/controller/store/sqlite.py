@@ -1,7 +1,7 @@
 """The store on one SQLite file: several waiting mutations share a commit, each has its own savepoint and revision.
 
-Synchronous and for one thread at a time; ``core`` gives it a thread of its own. Only ``changes_since`` has a connection of its
-own and may be asked from any thread. A second controller on the same file is refused by a lock beside it.
+Synchronous and for one thread at a time; ``core`` gives it a thread of its own. Only the change log is read through a connection
+of its own and may be asked from any thread. A second controller on the same file is refused by a lock beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
@@ -22,10 +22,12 @@ from secgroups.controller.errors import RequestError, StoreFileError, StoreUnava
 from secgroups.controller.model import Change, Limits
 from secgroups.controller.store import answers, change_log, loading, timelines
 from secgroups.controller.store.ids import Ids
-from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending
+from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending, Place
 from secgroups.controller.store.migrations import MIGRATIONS
 from secgroups.controller.store.opening import begin_journal, check_references, lock, open_reader, open_writer, unusable
 from secgroups.controller.store.transaction import SqliteTransaction
+
+T = TypeVar("T")
 
 # How long the change log goes back, and how many revisions at most.
 CHANGES_AGE_MAX_US = 30 * 24 * 3600 * 1_000_000
@@ -243,12 +245,23 @@ class SqliteStore:
 
         StoreUnavailableError if the file can't be read, or what it says is no change.
         """
+        return self._read_log(lambda connection: change_log.read(connection, revision, limit))
+
+    def changes_before(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+        """Return the latest changes before a place in the log, the newest first; see ``change_log``. StoreUnavailableError."""
+        return self._read_log(lambda connection: change_log.read_back(connection, project, before, limit))
+
+    def changes_of(self, key: str, limit: int) -> list[Change]:
+        """Return the latest changes of the objects with a key, the newest first. StoreUnavailableError."""
+        return self._read_log(lambda connection: change_log.read_of(connection, key, limit))
+
+    def _read_log(self, read: Callable[[sqlite3.Connection], T]) -> T:
         with self._reader_lock:
             if self._closed:
                 raise StoreUnavailableError("the store is closed")
             try:
                 self._reader = self._reader or open_reader(self._path)
-                return change_log.read(self._reader, revision, limit)
+                return read(self._reader)
             except sqlite3.Error as error:
                 raise StoreUnavailableError(f"the store can't be read now ({error}); try again") from None
             except (RequestError, LookupError, ValueError, TypeError) as error:

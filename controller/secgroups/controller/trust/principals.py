@@ -79,6 +79,8 @@ ACCESS = {
             "RulesetService/WatchEffectiveRuleset",
             "RulesetService/ExplainFlow",
             "RulesetService/WaitForRevision",
+            "AuditService/ListChanges",
+            "AuditService/WatchChanges",
         ),
         Needs.EDITOR: (
             "GroupService/CreateGroup",
@@ -99,6 +101,7 @@ ACCESS = {
         Needs.ADMIN: (
             "AgentService/ListAgents",
             "AgentService/GetAgent",
+            "OperatorService/Backup",
             "TrustService/CreateToken",
             "TrustService/ListTokens",
             "TrustService/RevokeToken",
