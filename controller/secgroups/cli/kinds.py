@@ -178,9 +178,7 @@ def agents() -> Kind[pb.Agent]:
         Column[pb.Agent]("pending", lambda agent: str(agent.pending_revisions)),
         Column[pb.Agent]("lag", lambda agent: _duration_text(agent.lag) if agent.HasField("lag") else ""),
         Column[pb.Agent]("servers", lambda agent: str(agent.server_count)),
-        Column[pb.Agent](
-            "heard", lambda agent: f"{_duration_text(agent.staleness)} ago" if agent.HasField("staleness") else "never"
-        ),
+        Column[pb.Agent]("heard", _heard_text),
         Column[pb.Agent]("rejected", lambda agent: str(len(agent.rejected))),
         Column[pb.Agent]("held_back", _held_back_text),
         Column[pb.Agent]("host", lambda agent: agent.host, wide=True),
@@ -195,10 +193,33 @@ def agents() -> Kind[pb.Agent]:
     return Kind(columns=columns, name=lambda agent: agent.id, data=data_of)
 
 
-def _held_back_text(agent: pb.Agent) -> str:
-    if not agent.HasField("held_back"):
+def stats() -> Kind[pb.GetStatsResponse]:
+    """Return how an agent's own figures are shown, but for what it counts by state, reason and rule."""
+    columns = [
+        Column[pb.GetStatsResponse]("agent", lambda figures: figures.agent_id),
+        Column[pb.GetStatsResponse]("connected", lambda figures: "yes" if figures.connected else "no"),
+        Column[pb.GetStatsResponse]("heard", _heard_text),
+        Column[pb.GetStatsResponse]("applied", lambda figures: str(figures.applied_revision)),
+        Column[pb.GetStatsResponse]("from_cache", lambda figures: "yes" if figures.from_cache else "no"),
+        Column[pb.GetStatsResponse]("held_back", _held_back_text),
+        Column[pb.GetStatsResponse]("servers", lambda figures: str(figures.servers)),
+        Column[pb.GetStatsResponse]("groups", lambda figures: str(figures.groups)),
+        Column[pb.GetStatsResponse]("sets", lambda figures: str(figures.sets)),
+        Column[pb.GetStatsResponse]("flows", lambda figures: str(figures.flows)),
+        Column[pb.GetStatsResponse]("flows_max", lambda figures: str(figures.flows_max)),
+        Column[pb.GetStatsResponse]("evicted", lambda figures: str(figures.evicted)),
+    ]
+    return Kind(columns=columns, name=lambda figures: figures.agent_id, data=data_of)
+
+
+def _heard_text(known: pb.Agent | pb.GetStatsResponse) -> str:
+    return f"{_duration_text(known.staleness)} ago" if known.HasField("staleness") else "never"
+
+
+def _held_back_text(known: pb.Agent | pb.GetStatsResponse) -> str:
+    if not known.HasField("held_back"):
         return ""
-    return f"{agent.held_back.servers_removed} of {agent.held_back.servers_held} servers"
+    return f"{known.held_back.servers_removed} of {known.held_back.servers_held} servers"
 
 
 def _delay_text(agent: pb.Agent, share: float) -> str:

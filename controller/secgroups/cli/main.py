@@ -34,7 +34,7 @@ COMMANDS = {
     "diff": Lazy("secgroups.cli.commands.manifest:diff", "Show what apply would change. Exit status 1 if anything."),
     "export": Lazy("secgroups.cli.commands.manifest:export", "Write a project as such a file."),
     "watch": Lazy("secgroups.cli.commands.watch:command", "Show what is allowed at a server, again whenever it changes."),
-    "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows, enroll, revoke."),
+    "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows, stats, enroll, revoke."),
     "token": Lazy("secgroups.cli.commands.token:command", "Tokens of people and programs: create, list, revoke."),
     "audit": Lazy("secgroups.cli.commands.audit:command", "Who changed what, when, and what it was before."),
     "backup": Lazy("secgroups.cli.commands.backup:command", "Write a copy of the controller's database."),

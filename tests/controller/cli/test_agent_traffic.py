@@ -1,4 +1,4 @@
-"""``sgctl agent flows`` and ``sgctl observe`` against agents that run as processes of their own."""
+"""``sgctl agent flows``, ``sgctl agent stats`` and ``sgctl observe`` against agents that run as processes of their own."""
 
 from __future__ import annotations
 
@@ -146,7 +146,91 @@ class TestFlows:
         assert "w1 is taken for the id of a server" in done.err
 
 
-@pytest.mark.parametrize("command", [["agent", "flows"], ["observe"]], ids=" ".join)
+class TestStats:
+    """The agent's own figures."""
+
+    def test_what_is_in_force_and_how_full_the_table_is_are_lines_of_their_own(self, fleet: Sgctl, traffic: Traffic) -> None:
+        traffic.syn(OFFICE)
+        figures = fleet.do("agent", "stats", *traffic.at, "-o", "json").json
+        shown = fleet.do("agent", "stats", *traffic.at).out.partition("\n\n")[0]
+        facts = {key: " ".join(words) for key, *words in map(str.split, shown.splitlines())}
+        assert facts.pop("heard").endswith("s ago")
+        assert facts == {
+            "agent": "a1",
+            "connected": "yes",
+            # The attachment of this test's servers has been waited for, and nobody else changes anything meanwhile.
+            "applied": fleet.column("applied", "agent", "show", "a1")[0],
+            "from_cache": "no",
+            "held_back": "",
+            **{key: str(figures[key]) for key in ("servers", "groups", "sets", "flows", "flows_max", "evicted")},
+        }
+        assert 0 < int(facts["flows"]) < int(facts["flows_max"])
+
+    def test_verdicts_are_counted_by_reason_and_flows_by_state(self, fleet: Sgctl, traffic: Traffic) -> None:
+        def counted() -> dict[str, int]:
+            _, states, reasons = fleet.do("agent", "stats", *traffic.at).out.split("\n\n")
+            assert states.splitlines()[0].split() == ["STATE", "FLOWS"]
+            assert reasons.splitlines()[0].split() == ["REASON", "VERDICTS"]
+            rows = [line.split() for line in (*states.splitlines()[1:], *reasons.splitlines()[1:])]
+            return {name: int(count) for name, count in rows}
+
+        traffic.syn(OFFICE)
+        traffic.syn(STRANGER)
+        before = counted()
+        assert traffic.syn(OFFICE) == "REASON_NEW"
+        for _ in range(2):
+            assert traffic.syn(STRANGER) == "REASON_NO_RULE"
+        after = counted()
+        assert {name: after[name] - before[name] for name in ("NEW", "NO_RULE", "SYN_SENT")} == {
+            "NEW": 1,
+            "NO_RULE": 2,
+            "SYN_SENT": 1,
+        }
+
+    def test_the_most_frequent_reason_comes_first(self, fleet: Sgctl, traffic: Traffic) -> None:
+        at = ["agent", "stats", *traffic.at]
+        traffic.syn(OFFICE)
+        verdicts = fleet.do(*at, "-o", "json").json["verdicts"]
+        # By name NEW would come before NO_RULE.
+        for _ in range(1 + max(0, int(verdicts["REASON_NEW"]) - int(verdicts.get("REASON_NO_RULE", 0)))):
+            traffic.syn(STRANGER)
+        reasons = fleet.do(*at).out.split("\n\n")[2].splitlines()[1:]
+        counts = [int(line.split()[1]) for line in reasons]
+        assert counts == sorted(counts, reverse=True)
+        names = [line.split()[0] for line in reasons]
+        assert names.index("NO_RULE") < names.index("NEW")
+
+    def test_what_each_rule_has_let_through_is_shown_where_there_is_room(self, fleet: Sgctl, traffic: Traffic) -> None:
+        rule = fleet.column("id", "rule", "list", "web", "--sort", "-direction")[0]
+        traffic.syn(OFFICE)
+        at = ["agent", "stats", *traffic.at]
+        assert [rule, "1", "60"] in [line.split() for line in fleet.do(*at, "-o", "wide").lines]
+        assert rule not in fleet.do(*at).out
+        assert {"rule_id": rule, "packets": "1", "bytes": "60"} in fleet.do(*at, "-o", "json").json["rules"]
+
+    def test_it_comes_in_the_forms_of_other_shows(self, fleet: Sgctl, traffic: Traffic) -> None:
+        at = ["agent", "stats", *traffic.at]
+        assert fleet.do(*at, "-o", "name").lines == ["a1"]
+        assert fleet.do(*at, "-o", "csv", "--columns", "agent,connected").lines == ["agent,connected", "a1,yes"]
+        assert fleet.do(*at, "--columns", "connected").lines == ["connected  yes"]
+        assert yaml.safe_load(fleet.do(*at, "-o", "yaml").out)["agent_id"] == "a1"
+        assert fleet.fail(*at, "--sort", "agent") == "--sort is for lists"
+
+    def test_an_agent_without_a_controller_answers_all_the_same(self, stack: Stack, sgctl: Sgctl, nobody: str) -> None:
+        agent = stack.start_agent("lonely", "--controller", nobody)
+        try:
+            lines = sgctl.do("agent", "stats", "--agent-address", agent.address).lines
+        finally:
+            agent.stop()
+        assert [line.split() for line in lines[:4]] == [
+            ["agent", "lonely"],
+            ["connected", "no"],
+            ["heard", "never"],
+            ["applied", "0"],
+        ]
+
+
+@pytest.mark.parametrize("command", [["agent", "flows"], ["agent", "stats"], ["observe"]], ids=" ".join)
 class TestWhere:
     """Where the agent answers."""
 
@@ -166,9 +250,11 @@ class TestWhere:
         monkeypatch.setenv("SECGROUPS_AGENT", nobody)
         assert sgctl.fail(*command).startswith(f"agent {nobody} can't be reached: ")
 
-    @pytest.mark.parametrize("port", ["0", "65536", "ssh"])
-    def test_a_value_that_is_none_is_told(self, sgctl: Sgctl, command: list[str], port: str) -> None:
-        assert sgctl.fail(*command, "--port", port).startswith(f"--port: {port!r} is no port")
+
+@pytest.mark.parametrize("command", [["agent", "flows"], ["observe"]], ids=" ".join)
+@pytest.mark.parametrize("port", ["0", "65536", "ssh"])
+def test_a_value_that_is_none_is_told(sgctl: Sgctl, command: list[str], port: str) -> None:
+    assert sgctl.fail(*command, "--port", port).startswith(f"--port: {port!r} is no port")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import click
 from secgroups.cli import pb
 from secgroups.cli.commands.enrolment import enroll, revoke
 from secgroups.cli.commands.flows import flows
+from secgroups.cli.commands.stats import stats
 from secgroups.cli.name_completion import complete_agents
 from secgroups.cli.options import list_options
 from secgroups.cli.output import View, print_list, print_one, print_table
@@ -23,6 +24,7 @@ def command() -> None:
 
 
 command.add_command(flows)
+command.add_command(stats)
 command.add_command(enroll)
 command.add_command(revoke)
 
