@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind
 from secgroups.agent.replica import Replica
-from secgroups.agent.subscription import Identity, Subscription
+from secgroups.agent.subscription import Call, Identity, Subscription, connecting
+from secgroups.agent.transport import open_plaintext
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 
@@ -29,9 +31,13 @@ class Controller(AgentServiceServicer):
     """Says what ``talk`` makes up, once for each stream, and sets ``enough`` at the last of ``streams_max``."""
 
     def __init__(
-        self, talk: Callable[[grpc.aio.ServicerContext, int], AsyncIterator[pb.SubscribeResponse]], streams_max: int
+        self,
+        talk: Callable[[grpc.aio.ServicerContext, int], AsyncIterator[pb.SubscribeResponse]],
+        streams_max: int,
+        heartbeat_ms: int = HEARTBEAT_MS,
     ) -> None:
         self.talk = talk
+        self.heartbeat_ms = heartbeat_ms
         self.streams = 0
         self.streams_max = streams_max
         self.enough = asyncio.Event()
@@ -41,7 +47,7 @@ class Controller(AgentServiceServicer):
         if self.streams >= self.streams_max:
             self.enough.set()
         welcome = pb.Welcome(controller_id="c", store_epoch="e", mode=pb.SYNC_MODE_SNAPSHOT)
-        welcome.heartbeat.FromMilliseconds(HEARTBEAT_MS)
+        welcome.heartbeat.FromMilliseconds(self.heartbeat_ms)
         yield pb.SubscribeResponse(welcome=welcome)
         async for message in self.talk(context, self.streams):
             yield message
@@ -57,10 +63,11 @@ def snapshot(revision: int, *rules: pb.PolicyRule) -> list[pb.SubscribeResponse]
 
 
 class Agent:
-    """An agent that is subscribed; ``noted`` are the revisions that it was told to save."""
+    """An agent that is subscribed; ``noted`` are the revisions that it was told to save, ``call`` its latest stream."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, enforce: Callable[[Agent], Awaitable[None]] | None) -> None:
         self.noted: list[int] = []
+        self.call: Call | None = None
         self.firewall = Firewall(now_ns=0)
         self.replica = Replica(self.firewall)
         subscription = Subscription(
@@ -69,19 +76,31 @@ class Agent:
             self.firewall,
             self.replica,
             applied=lambda: self.noted.append(self.replica.revision),
+            enforce=None if enforce is None else partial(enforce, self),
+            connect=self._connect,
             reconnect_min_s=0.001,
             reconnect_max_s=0.002,
         )
         self.running = asyncio.create_task(subscription.run())
 
+    @asynccontextmanager
+    async def _connect(self, controller: str) -> AsyncIterator[Call]:
+        async with connecting(open_plaintext)(controller) as self.call:
+            yield self.call
+
 
 @asynccontextmanager
-async def subscribed(controller: Controller, *options: tuple[str, int]) -> AsyncIterator[list[Agent]]:
+async def subscribed(
+    controller: Controller,
+    *options: tuple[str, int],
+    agents_count: int = AGENTS,
+    enforce: Callable[[Agent], Awaitable[None]] | None = None,
+) -> AsyncIterator[list[Agent]]:
     server = grpc.aio.server(options=options)
     add_AgentServiceServicer_to_server(controller, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    agents = [Agent(f"127.0.0.1:{port}") for _ in range(AGENTS)]
+    agents = [Agent(f"127.0.0.1:{port}", enforce) for _ in range(agents_count)]
     try:
         yield agents
     finally:
@@ -136,17 +155,25 @@ async def test_a_controller_that_talks_and_does_not_listen_is_left_and_asked_aga
 
 
 async def test_what_is_in_force_is_saved_though_it_could_not_be_acknowledged():
+    is_in_force = asyncio.Event()
+
     async def talk(context, number):
+        is_in_force.clear()
         for message in snapshot(number):
             yield message
+        # Not before: gRPC drops what the agent has not read when it hears of the end.
+        await is_in_force.wait()
         await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
-    controller = Controller(talk, STREAMS)
-    async with subscribed(controller) as agents:
-        await until_enough(controller, agents)
-        in_force = [agent.firewall.ruleset.revision for agent in agents]
-        assert any(in_force)
-        assert [agent.noted[-1] if agent.noted else 0 for agent in agents] == in_force
+    async def enforce_until_the_stream_has_ended(agent):
+        is_in_force.set()
+        assert await agent.call.code() is grpc.StatusCode.UNAVAILABLE
+
+    controller = Controller(talk, 20, heartbeat_ms=60_000)
+    async with subscribed(controller, agents_count=1, enforce=enforce_until_the_stream_has_ended) as (agent,):
+        await until_enough(controller, [agent])
+        assert agent.noted[:19] == [*range(1, 20)]
+        assert agent.noted[-1] == agent.firewall.ruleset.revision
 
 
 def strange_message() -> pb.SubscribeResponse:
