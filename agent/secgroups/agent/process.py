@@ -87,12 +87,12 @@ async def _subscribe_and_serve(
     kernel: KernelEnforcer | None,
 ) -> None:
     long_lived = LongLived()
-    long_lived.note(len(replica.held))
+    long_lived.note(replica.taken)
     writer = CacheWriter(cache, replica)
     watch = BrokenTableWatch(config, table)
 
     def applied() -> None:
-        long_lived.note(len(replica.held))
+        long_lived.note(replica.taken)
         writer.note()
         watch.note()
 

@@ -96,10 +96,12 @@ class Replica:
 
     ``revision``, ``store_epoch`` and ``timeline_id`` are of what is in force; 0 and "" if nothing is.
     ``held_back`` is the latest snapshot that ``removal_limit`` did not let pass, until the agent is in sync again.
+    ``taken`` is how many objects and rules in them have come since the start, those that are gone again too.
     """
 
     def __init__(self, firewall: Firewall, removal_limit: RemovalLimit | None = None) -> None:
         self.held_back: HeldBack | None = None
+        self.taken = 0
         self._firewall = firewall
         self._removal_limit = removal_limit or RemovalLimit()
         self.store_epoch = ""
@@ -138,16 +140,14 @@ class Replica:
 
     def restore(self, ruleset: Ruleset, store_epoch: str, now_ns: int, *, timeline_id: str = "") -> None:
         """Enforce what was in force when it was saved."""
-        self._firewall.apply(
-            RulesetUpdate(
-                revision=ruleset.revision,
-                snapshot=True,
-                sets=tuple(ruleset.sets.values()),
-                groups=tuple(ruleset.groups.values()),
-                servers=tuple(ruleset.servers.values()),
-            ),
-            now_ns,
+        update = RulesetUpdate(
+            revision=ruleset.revision,
+            snapshot=True,
+            sets=tuple(ruleset.sets.values()),
+            groups=tuple(ruleset.groups.values()),
+            servers=tuple(ruleset.servers.values()),
         )
+        self._put_in_force(update, now_ns)
         self._held = held_in(ruleset)
         self.store_epoch, self.timeline_id = store_epoch, timeline_id
         self.revision, self.from_cache = ruleset.revision, True
@@ -289,7 +289,7 @@ class Replica:
             objects += sum(key not in step.versions and key not in step.touched for key, _ in self._held)
         rejected = self._rejected_after(step)
         update, outliving = self._ruleset_update(step, revision, rejected)
-        self._firewall.apply(update, now_ns)
+        self._put_in_force(update, now_ns)
         self._step, self._snapshot_epoch = None, None
         self._held, self._rejected, self._outliving = step.versions, rejected, outliving
         self._reach(revision)
@@ -297,6 +297,11 @@ class Replica:
             self.store_epoch, self._trusted = snapshot_epoch, True
         self._firewall.mark(mark_of(self.store_epoch, self.timeline_id, self._held))
         return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
+
+    def _put_in_force(self, update: RulesetUpdate, now_ns: int) -> None:
+        self._firewall.apply(update, now_ns)
+        self.taken += len(update.sets) + len(update.set_patches) + len(update.groups) + len(update.servers)
+        self.taken += sum(len(group.rules) for group in update.groups)
 
     def _rejected_after(self, step: _Step) -> dict[ObjectKey, Rejection]:
         if self._snapshot_epoch is not None:
