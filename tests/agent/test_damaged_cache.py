@@ -1,7 +1,9 @@
-"""A cache that can't be used, for whatever reason, is set aside and said so; the agent starts empty and never with a part of it."""
+"""A damaged cache is set aside and said so; the agent starts empty and never with a part of it. A good one is left where it is."""
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -11,8 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from secgroups.agent.cache import DAMAGED_MAX, FILE_NAME, Cache, CachedState
+from secgroups.agent.errors import ConfigError
 from secgroups.agent.process import load
 from secgroups.agent.ruleset import AddressSet, Ruleset, ServerBinding
+
+# Where the header says of which format the file is; see the docstring of ``secgroups.agent.cache``.
+FORMAT_VERSION = slice(8, 12)
 
 STATE = CachedState(
     store_epoch="e",
@@ -64,7 +70,8 @@ def test_the_timeline_is_kept_and_a_file_without_one_is_as_good(cache: Cache, ti
 
 def test_a_bit_that_flipped_anywhere_is_noticed(cache: Cache) -> None:
     good = file_of(cache).read_bytes()
-    for at in range(len(good)):
+    # A file that says that it is of another format is taken at its word, below.
+    for at in set(range(len(good))) - set(range(FORMAT_VERSION.start, FORMAT_VERSION.stop)):
         for bit in range(8):
             file_of(cache).write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
             assert refused(cache).startswith(str(file_of(cache))), (at, bit)
@@ -79,20 +86,6 @@ def test_one_that_was_cut_off_anywhere_or_goes_on_is_noticed(cache: Cache) -> No
 
 def zeros(file: Path) -> None:
     file.write_bytes(bytes(file.stat().st_size))
-
-
-def other_format(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[:8] + b"\xff" + content[9:])
-
-
-def of_another_agent(file: Path) -> None:
-    file.rename(file.parent / "elsewhere")
-    (file.parent / "b").mkdir()
-    other = Cache(file.parent / "b", "b")
-    other.save(STATE)
-    file_of(other).rename(file)
-    other.close()
 
 
 def a_directory(file: Path) -> None:
@@ -110,8 +103,6 @@ def a_loop(file: Path) -> None:
     ("expected", "spoil"),
     [
         ("is not a cache of an agent", zeros),
-        ("has format version 255, this agent reads", other_format),
-        ("is of agent b, this is a", of_another_agent),
         ("can't be read: Is a directory", a_directory),
         ("can't be read: Too many levels of symbolic links", a_loop),
     ],
@@ -121,6 +112,50 @@ def test_what_is_no_cache_of_this_agent_is_told(cache: Cache, expected: str, spo
     assert f"{file_of(cache)} {expected}" in refused(cache)
     # And there is a place for what comes next.
     cache.save(STATE)
+    assert load(cache, "a") == STATE
+
+
+def other_format(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:8] + b"\xff" + content[9:])
+
+
+def of_another_agent(file: Path) -> None:
+    file.rename(file.parent / "elsewhere")
+    (file.parent / "b").mkdir()
+    other = Cache(file.parent / "b", "b")
+    other.save(STATE)
+    file_of(other).rename(file)
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("expected", "change"),
+    [
+        ("has format version 255, this agent reads 1; start the version of the agent that wrote it, or move", other_format),
+        ("is of agent b, this is a; correct agent_id or state_dir, or move", of_another_agent),
+    ],
+)
+def test_a_good_one_that_is_not_for_this_start_keeps_the_agent_from_starting_and_is_left_as_it_is(
+    cache: Cache, expected: str, change: Callable[[Path], None]
+) -> None:
+    change(file_of(cache))
+    before, names = file_of(cache).read_bytes(), os.listdir(cache.folder)
+    with pytest.raises(ConfigError) as told:
+        load(cache, "a")
+    assert f"{file_of(cache)} {expected}" in str(told.value)
+    assert (file_of(cache).read_bytes(), os.listdir(cache.folder)) == (before, names)
+
+
+def test_one_that_can_not_be_read_for_a_while_is_left_as_it_is(cache: Cache) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(ConfigError) as told:
+            load(cache, "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert f"{file_of(cache)} can't be read: Too many open files; it is left as it is" in str(told.value)
     assert load(cache, "a") == STATE
 
 

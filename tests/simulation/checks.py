@@ -81,6 +81,13 @@ class Checks:
             rejected |= {("group", group_id) for group_id in state.groups if self.is_strange(state, ("group", group_id))}
         return rejected
 
+    @staticmethod
+    def needed_by_last_good(life: AgentLife, rejected: set[Key]) -> set[Key]:
+        """Return the sets that the last good versions of rejected groups name. They stay, though nothing else may need them."""
+        groups = life.firewall.ruleset.groups
+        last_good = [groups[name] for kind, name in rejected if kind == "group" and name in groups]
+        return {("set", rule.remote) for group in last_good for rule in group.rules if isinstance(rule.remote, str)}
+
     def difference(self, life: AgentLife, branch: Branch, revision: int, objects: dict[Key, Any]) -> str:
         """Say in what an agent's objects differ from what it has to hold at a revision; empty if in nothing."""
         if not branch.has(revision):
@@ -101,8 +108,12 @@ class Checks:
         for key in sorted(rejected):
             if not (life.agent_id in self._world.plan.old_agents and self.is_strange(state, key)):
                 return f"{key} was rejected without a reason"
+        kept = self.needed_by_last_good(life, rejected)
+        if kept - objects.keys():
+            return f"{sorted(kept - objects.keys())} are gone, and what was in force before something was rejected needs them"
+        kept -= expected.keys()
         for key in sorted(expected.keys() | objects.keys()):
-            if key not in rejected and expected.get(key) != objects.get(key):
+            if key not in rejected | kept and expected.get(key) != objects.get(key):
                 return f"{key} is {objects.get(key)}, should be {expected.get(key)} (line {branch.number})"
         return ""
 

@@ -234,8 +234,9 @@ class World:
                 return f"{host.name} is at revision {life.replica.revision}, the controller at {latest.revision}"
             expected = self.seat.branch.spanned(latest.revision, host.agent_id, self.checks.still_held(life, latest))
             found = life.objects()
+            kept = self.checks.needed_by_last_good(life, life.rejected) - expected.keys()
             for key in sorted(expected.keys() | found.keys()):
-                if key not in life.rejected and expected.get(key) != found.get(key):
+                if key not in life.rejected | kept and expected.get(key) != found.get(key):
                     return f"{host.name} holds {key} as {found.get(key)}, should be {expected.get(key)}"
             channel = controller.core.publisher.find_channel(host.agent_id)
             if channel is None or channel.pending_since is not None or channel.applied_revision != latest.revision:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from secgroups.agent.cache import FILE_NAME, Cache, CachedState
+from secgroups.agent.ruleset import Ruleset
 from secgroups.lab.stack import Process
 
 Spoil = Callable[[Path], None]
@@ -253,3 +255,15 @@ def test_an_agent_names_the_port_in_use_and_the_folder_of_another(tmp_path: Path
         assert f"{tmp_path} is in use by another agent" in line
     finally:
         process.stop()
+
+
+def test_a_saved_state_of_another_agent_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, "a2")
+    cache.save(CachedState(store_epoch="e", ruleset=Ruleset(revision=1)))
+    cache.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    line = refused("secgroups.agent", *agent_arguments(tmp_path))
+    for text in (str(tmp_path / FILE_NAME), "is of agent a2, this is a1", "agent_id"):
+        assert text in line
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert not list(tmp_path.glob("*.damaged-*"))

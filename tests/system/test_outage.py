@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -71,13 +70,6 @@ def test_an_agent_that_starts_without_a_controller_enforces_what_it_knew(site: S
     assert site.wait_in_force().in_force
 
 
-def of_agent_a2(cache: bytes) -> bytes:
-    """Make it a good cache of another agent."""
-    payload = cache[52:].replace(b"\x0a\x02a1", b"\x0a\x02a2", 1)
-    assert payload != cache[52:]
-    return cache[:20] + sha256(payload).digest() + payload
-
-
 def written(made: Callable[[bytes], bytes]) -> Spoil:
     def spoil(cache: Path) -> None:
         cache.write_bytes(made(cache.read_bytes()))
@@ -101,7 +93,6 @@ def a_loop(cache: Path) -> None:
 SPOILS: list[tuple[str, Spoil]] = [
     ("is torn", written(lambda cache: cache[: len(cache) // 2])),
     ("is damaged: its checksum does not fit", written(lambda cache: cache[:-1] + bytes([cache[-1] ^ 1]))),
-    ("is of agent a2, this is a1", written(of_agent_a2)),
     ("can't be read: Is a directory", a_directory),
     ("can't be read: Too many levels of symbolic links", a_loop),
 ]

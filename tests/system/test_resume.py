@@ -105,6 +105,19 @@ def test_an_agent_that_is_killed_enforces_its_cache_and_is_told_what_it_missed(s
     assert (mode(site, "a1"), applied(site, "a1") - told) == ("RESUMED", 2)
 
 
+def test_an_agent_that_nothing_concerned_starts_from_the_revision_at_which_it_was_stopped(site: System) -> None:
+    """One that stayed where its last change was would be further back than the change log one day."""
+    a1 = site.stack.agents["a1"]
+    changed = site.logged("a1", "ruleset_applied")[-1]["revision"]
+    revision = site.attach("a2", site.group("ssh", 22))
+    assert revision > changed
+    wait_until(lambda: site.agent("a1").applied_revision >= revision, "it has heard that nothing of it concerns it")
+    a1.stop()
+    a1.start()
+    assert site.logged("a1", "agent_started")[-1]["revision"] >= revision
+    assert site.logged("a1", "ruleset_applied")[-1]["revision"] == changed
+
+
 def put_back(site: System, copy: Path) -> None:
     """Have the controller go on with a database that it had before."""
     site.stack.controller.kill()

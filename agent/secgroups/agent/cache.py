@@ -1,7 +1,8 @@
 """The last good state on disk, so that an agent enforces it before, and without, the controller.
 
 A file is written beside the old one, synced and renamed, so there is always one whole file. Its header says how long the rest is
-and what it hashes to: what does not fit is set aside under another name and never used in part.
+and what it hashes to: what does not fit is set aside under another name and never used in part. A file that may be good and is not
+for this start (of another agent or format, or that can't be read now) is left as it is: somebody has to say what to do with it.
 
 Layout, little-endian: magic (8 bytes), format version (u32), length of the rest (u64), SHA-256 of the rest (32 bytes); then the
 length of a first message (u32), a ``secgroups.v1.Hello`` with agent id, store epoch, timeline and revision, and a
@@ -10,6 +11,7 @@ length of a first message (u32), a ``secgroups.v1.Hello`` with agent id, store e
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -35,6 +37,9 @@ _MAGIC = b"SECGRPAG"
 _FORMAT_VERSION = 1
 _HEADER = struct.Struct("<8sIQ32s")
 _LENGTH = struct.Struct("<I")
+
+# What is in the place of the file is none, and will not become one.
+_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +80,24 @@ class Cache:
         os.close(self._lock)
 
     def load(self) -> CachedState | None:
-        """Return what was saved, None if nothing was. CacheError if it can't be used; then it should be set aside."""
+        """Return what was saved, None if nothing was.
+
+        CacheError if it is damaged; then it should be set aside. ConfigError if it may be good, and can't be used by this start.
+        """
         try:
             content = self._file.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CacheError(f"{self._file} can't be read: {error.strerror}") from None
+            if error.errno in _NO_FILE:
+                raise CacheError(f"{self._file} can't be read: {error.strerror}") from None
+            raise ConfigError(
+                f"state_dir: {self._file} can't be read: {error.strerror}; it is left as it is, start again when it can be read"
+            ) from None
         try:
             return self._decoded(content)
-        except CacheError as error:
-            raise CacheError(f"{self._file} {error}") from None
+        except (CacheError, ConfigError) as error:
+            raise type(error)(f"{self._file} {error}") from None
 
     def set_aside(self) -> Path:
         """Rename the file so that it can be looked at; of several the oldest makes room. OSError if that fails."""
@@ -139,7 +151,10 @@ class Cache:
         if magic != _MAGIC:
             raise CacheError("is not a cache of an agent")
         if version != _FORMAT_VERSION:
-            raise CacheError(f"has format version {version}, this agent reads {_FORMAT_VERSION}")
+            raise ConfigError(
+                f"has format version {version}, this agent reads {_FORMAT_VERSION}; start the version of the agent that wrote it,"
+                " or move the file away to start without it"
+            )
         if len(payload) != length:
             raise CacheError(f"is torn: {len(payload)} bytes of {length}")
         if sha256(payload).digest() != digest:
@@ -157,5 +172,8 @@ class Cache:
         except (struct.error, DecodeError, UnenforceableError) as error:
             raise CacheError(f"can't be understood: {error}") from None
         if hello.agent_id != self._agent_id:
-            raise CacheError(f"is of agent {hello.agent_id}, this is {self._agent_id}")
+            raise ConfigError(
+                f"is of agent {hello.agent_id}, this is {self._agent_id}; correct agent_id or state_dir,"
+                " or move the file away to start without it"
+            )
         return CachedState(store_epoch=hello.store_epoch, timeline_id=hello.timeline_id, ruleset=ruleset)

@@ -1,8 +1,13 @@
-"""Writes the cache after changes without holding up verdicts: in a thread, and seldom."""
+"""Writes the cache after changes without holding up verdicts: in a thread, and seldom.
+
+What is in force can stay the same while the controller's revision goes on. That is saved too, now and then: a start with a revision
+that the change log does not reach back to would be sent everything.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -14,18 +19,33 @@ log = structlog.get_logger(__name__)
 
 # A changed state is on disk after this long at the latest, the time of writing aside.
 INTERVAL_S = 1.0
+# And a revision at which nothing of it has changed. Change logs go back for days.
+REVISION_INTERVAL_S = 3600.0
 
 
 class CacheWriter:
-    """Saves what ``replica`` has in force: at once after a quiet time, else once per ``interval_s``."""
+    """Saves what ``replica`` has in force: at once after a quiet time, else once per ``interval_s``.
 
-    def __init__(self, cache: Cache, replica: Replica, *, interval_s: float = INTERVAL_S) -> None:
+    A revision alone is saved after ``revision_interval_s`` without another reason to write, and at the end. What ``replica`` has in
+    force when this is made is taken as saved.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        replica: Replica,
+        *,
+        interval_s: float = INTERVAL_S,
+        revision_interval_s: float = REVISION_INTERVAL_S,
+    ) -> None:
         self._cache = cache
         self._replica = replica
         self._interval_s = interval_s
+        self._revision_interval_s = revision_interval_s
         self._changed = asyncio.Event()
         self._unsaved = False
         self._failed = False
+        self._saved = self._standing()
         self.failures = 0
 
     def note(self) -> None:
@@ -36,18 +56,26 @@ class CacheWriter:
     async def run(self) -> None:
         """Save until cancelled."""
         while True:
-            await self._changed.wait()
-            self._changed.clear()
-            await self._save()
-            await asyncio.sleep(self._interval_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._revision_interval_s):
+                    await self._changed.wait()
+            if self._unsaved or self._saved != self._standing():
+                self._changed.clear()
+                await self._save()
+                await asyncio.sleep(self._interval_s)
 
     async def finish(self) -> None:
         """Save what has not been saved yet; ``run`` must have ended."""
-        if self._unsaved:
+        if self._unsaved or self._saved != self._standing():
             await self._save()
+
+    def _standing(self) -> tuple[str, str, int]:
+        """Return the point in the store's history at which what is in force is."""
+        return self._replica.store_epoch, self._replica.timeline_id, self._replica.revision
 
     async def _save(self) -> None:
         self._unsaved = False
+        standing = self._standing()
         replica = self._replica
         state = CachedState(
             store_epoch=replica.store_epoch,
@@ -60,7 +88,10 @@ class CacheWriter:
             await asyncio.shield(saving)
         except asyncio.CancelledError:
             await asyncio.wait([saving])
-            self._unsaved = self._unsaved or saving.exception() is not None
+            if saving.exception() is None:
+                self._saved = standing
+            else:
+                self._unsaved = True
             raise
         except OSError as error:
             # What is in force stays in force, and the old file is still whole. It is tried again each interval, and said once.
@@ -73,3 +104,4 @@ class CacheWriter:
             if self._failed:
                 log.info("cache_written_again", folder=str(self._cache.folder), revision=state.ruleset.revision)
             self._failed = False
+            self._saved = standing

@@ -7,7 +7,7 @@ AgentError
 ├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
 ├── HeldBackError          a snapshot would remove more servers than may go at once: stay with what is in force and ask again later
 ├── EnforcementError       the kernel does not take what is to be in force: what was enforced before still is, try again
-├── CacheError             the cached state on disk can't be used: it is set aside and the agent starts empty
+├── CacheError             the cached state on disk is damaged: it is set aside and the agent starts empty
 ├── FlowFileError          the flow table of an earlier process can't be used: it is said so and a new one begun
 ├── PacketError            a request for a verdict that is no packet at all: correct the named field
 ├── FilterError            a filter with a value that nothing can have: correct the named field
@@ -52,7 +52,7 @@ class EnforcementError(AgentError):
 
 
 class CacheError(AgentError):
-    """The cached state on disk can't be used; the message says why."""
+    """The cached state on disk is damaged; the message says why."""
 
 
 class FlowFileError(AgentError):

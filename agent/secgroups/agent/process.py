@@ -87,12 +87,12 @@ async def _subscribe_and_serve(
     kernel: KernelEnforcer | None,
 ) -> None:
     long_lived = LongLived()
-    long_lived.note(len(replica.held))
+    long_lived.note(replica.taken)
     writer = CacheWriter(cache, replica)
     watch = BrokenTableWatch(config, table)
 
     def applied() -> None:
-        long_lived.note(len(replica.held))
+        long_lived.note(replica.taken)
         writer.note()
         watch.note()
 
@@ -197,7 +197,7 @@ async def _wait(event: asyncio.Event) -> None:
 
 
 def load(cache: Cache, agent_id: str) -> CachedState | None:
-    """Return the cached state. One that can't be used is set aside and said so; the agent then starts empty."""
+    """Return the cached state; a damaged one is set aside and said so, and the agent starts empty. ConfigError as of the cache."""
     try:
         return cache.load()
     except CacheError as error:

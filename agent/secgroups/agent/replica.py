@@ -1,7 +1,8 @@
 """What this agent was told and has in force: takes the controller's messages and applies each step whole.
 
 No sockets and no clock. The engine holds the objects; here are their versions, the store epoch they belong to, and the step that
-is under way. An object that can't be enforced is rejected: its last good version stays and the rest of the step is applied.
+is under way. An object that can't be enforced is rejected: its last good version stays, with what that refers to, and the rest of
+the step is applied.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from secgroups.agent import convert
 from secgroups.agent.errors import HeldBackError, StreamError, UnenforceableError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.held import HeldVersions, Kind, ObjectKey
+from secgroups.agent.last_good import needed_by
 from secgroups.agent.removal_limit import HeldBack, RemovalLimit
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
@@ -94,10 +96,12 @@ class Replica:
 
     ``revision``, ``store_epoch`` and ``timeline_id`` are of what is in force; 0 and "" if nothing is.
     ``held_back`` is the latest snapshot that ``removal_limit`` did not let pass, until the agent is in sync again.
+    ``taken`` is how many objects and rules in them have come since the start, those that are gone again too.
     """
 
     def __init__(self, firewall: Firewall, removal_limit: RemovalLimit | None = None) -> None:
         self.held_back: HeldBack | None = None
+        self.taken = 0
         self._firewall = firewall
         self._removal_limit = removal_limit or RemovalLimit()
         self.store_epoch = ""
@@ -107,6 +111,8 @@ class Replica:
         self._trusted = True
         self._held = HeldVersions()
         self._rejected: dict[ObjectKey, Rejection] = {}
+        # What the controller took away and a last good version still needs: it is in force, and not among what is held.
+        self._outliving: set[ObjectKey] = set()
         self._step: _Step | None = None
         self._snapshot_epoch: str | None = None
         self._stream_timeline_id = ""
@@ -134,16 +140,14 @@ class Replica:
 
     def restore(self, ruleset: Ruleset, store_epoch: str, now_ns: int, *, timeline_id: str = "") -> None:
         """Enforce what was in force when it was saved."""
-        self._firewall.apply(
-            RulesetUpdate(
-                revision=ruleset.revision,
-                snapshot=True,
-                sets=tuple(ruleset.sets.values()),
-                groups=tuple(ruleset.groups.values()),
-                servers=tuple(ruleset.servers.values()),
-            ),
-            now_ns,
+        update = RulesetUpdate(
+            revision=ruleset.revision,
+            snapshot=True,
+            sets=tuple(ruleset.sets.values()),
+            groups=tuple(ruleset.groups.values()),
+            servers=tuple(ruleset.servers.values()),
         )
+        self._put_in_force(update, now_ns)
         self._held = held_in(ruleset)
         self.store_epoch, self.timeline_id = store_epoch, timeline_id
         self.revision, self.from_cache = ruleset.revision, True
@@ -283,40 +287,68 @@ class Replica:
         if snapshot_epoch is not None:
             # What a snapshot does not mention goes.
             objects += sum(key not in step.versions and key not in step.touched for key, _ in self._held)
-        self._firewall.apply(self._ruleset_update(step, revision), now_ns)
+        rejected = self._rejected_after(step)
+        update, outliving = self._ruleset_update(step, revision, rejected)
+        self._put_in_force(update, now_ns)
         self._step, self._snapshot_epoch = None, None
-        self._held = step.versions
-        kept = {} if snapshot_epoch is not None else {key: old for key, old in self._rejected.items() if key not in step.touched}
-        self._rejected = kept | step.rejected
+        self._held, self._rejected, self._outliving = step.versions, rejected, outliving
         self._reach(revision)
         if snapshot_epoch is not None:
             self.store_epoch, self._trusted = snapshot_epoch, True
         self._firewall.mark(mark_of(self.store_epoch, self.timeline_id, self._held))
         return Applied(nonce=nonce, revision=revision, objects=objects, rejected=tuple(step.rejected.values()))
 
-    def _ruleset_update(self, step: _Step, revision: int) -> RulesetUpdate:
+    def _put_in_force(self, update: RulesetUpdate, now_ns: int) -> None:
+        self._firewall.apply(update, now_ns)
+        self.taken += len(update.sets) + len(update.set_patches) + len(update.groups) + len(update.servers)
+        self.taken += sum(len(group.rules) for group in update.groups)
+
+    def _rejected_after(self, step: _Step) -> dict[ObjectKey, Rejection]:
+        if self._snapshot_epoch is not None:
+            return step.rejected
+        return {key: old for key, old in self._rejected.items() if key not in step.touched} | step.rejected
+
+    def _ruleset_update(
+        self, step: _Step, revision: int, rejected: dict[ObjectKey, Rejection]
+    ) -> tuple[RulesetUpdate, set[ObjectKey]]:
+        """Return the step as the engine takes it, and what stays in force though the controller has taken it away."""
         kept = self._last_good(step)
-        return RulesetUpdate(
+        gone = step.removed | self._outliving
+        outliving: set[ObjectKey] = set()
+        if self._snapshot_epoch is not None:
+            outliving = {(Kind.GROUP, name) for name in kept.groups} | {(Kind.SET, name) for name in kept.sets}
+        elif rejected and gone:
+            held = self.ruleset
+            outliving = gone & needed_by(rejected, held.servers, {**held.groups, **step.groups})
+        outliving = {key for key in outliving if key not in step.versions}
+        gone = {key for key in gone - outliving if key not in step.versions}
+        update = RulesetUpdate(
             revision=revision,
             snapshot=self._snapshot_epoch is not None,
             sets=(*kept.sets.values(), *step.sets.values()),
             set_patches=tuple(chain.from_iterable(step.patches.values())),
             groups=(*kept.groups.values(), *step.groups.values()),
             servers=(*kept.servers.values(), *step.servers.values()),
-            removed_servers=tuple(name for kind, name in step.removed if kind is Kind.SERVER),
-            removed_groups=tuple(name for kind, name in step.removed if kind is Kind.GROUP),
-            removed_sets=tuple(name for kind, name in step.removed if kind is Kind.SET),
+            removed_servers=tuple(name for kind, name in gone if kind is Kind.SERVER),
+            removed_groups=tuple(name for kind, name in gone if kind is Kind.GROUP),
+            removed_sets=tuple(name for kind, name in gone if kind is Kind.SET),
         )
+        return update, outliving
 
     def _last_good(self, step: _Step) -> Ruleset:
-        """Return what a snapshot must not remove: the good versions of what it holds in a form that can't be enforced."""
-        if self._snapshot_epoch is None or self._snapshot_epoch != self.store_epoch:
+        """Return what a snapshot must not remove: the good versions of what it holds in a form that can't be enforced.
+
+        With them comes what they refer to and it does not bring.
+        """
+        if self._snapshot_epoch is None or self._snapshot_epoch != self.store_epoch or not step.rejected:
             return Ruleset()
         held = self.ruleset
+        needed = needed_by(step.rejected, held.servers, {**held.groups, **step.groups})
+        names = {kind: {name for of, name in needed | step.rejected.keys() if of is kind} for kind in Kind}
         return Ruleset(
-            sets={name: held.sets[name] for kind, name in step.rejected if kind is Kind.SET and name in held.sets},
-            groups={name: held.groups[name] for kind, name in step.rejected if kind is Kind.GROUP and name in held.groups},
-            servers={name: held.servers[name] for kind, name in step.rejected if kind is Kind.SERVER and name in held.servers},
+            sets={name: held.sets[name] for name in names[Kind.SET] - step.sets.keys() if name in held.sets},
+            groups={name: held.groups[name] for name in names[Kind.GROUP] - step.groups.keys() if name in held.groups},
+            servers={name: held.servers[name] for name in names[Kind.SERVER] if name in held.servers},
         )
 
 
