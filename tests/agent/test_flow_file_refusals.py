@@ -23,6 +23,8 @@ from secgroups.agent.settings import EngineSettings
 
 LOGIN = tcp(CLIENT, "10.0.0.9", 22)
 TYPED = replace(LOGIN, tcp_flags=ACK)
+# 10.0.0.9 as names have it.
+ADDRESS = "00" * 10 + "ffff0a000009"
 
 
 @pytest.fixture
@@ -71,8 +73,11 @@ def void(_: object) -> None: ...
 
 
 def sealed(*entries: list[object]) -> bytes:
-    lines = [json.dumps(entry, separators=(",", ":")).encode() for entry in entries]
-    return b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines)
+    return b"".join(sealed_line(json.dumps(entry, separators=(",", ":")).encode()) for entry in entries)
+
+
+def sealed_line(line: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(line), line)
 
 
 REFUSALS: list[tuple[str, Spoil]] = [
@@ -101,6 +106,19 @@ REFUSALS: list[tuple[str, Spoil]] = [
     ("has damaged names", in_names(lambda names: names + sealed(["+e", 9, 3, "00" * 16]))),
     ("has damaged names", in_names(lambda names: names + sealed(["+e", 9, 0, "00" * 15]))),
     ("has damaged names", in_names(lambda names: names + sealed(["?", 9]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+r", flow_names.RULES_MAX, 9, "r", "g"]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+r", 1 << 32, 9, "r", "g"]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+r", 9, 1 << 32, "r", "g"]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+r", 9, 9, "\ud800", "g"]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+e", flow_names.ENDPOINTS_MAX, 0, "00" * 16]))),
+    # As many characters as an address has, but blanks between the bytes count for nothing.
+    ("has damaged names", in_names(lambda names: names + sealed(["+e", 9, 0, "00 " * 10 + "00"]))),
+    ("has damaged names", in_names(lambda names: names + sealed(["+s", 9, flow_names.GENERATIONS, "p/x"]))),
+    ("has damaged names: a server has two numbers", in_names(lambda names: names + sealed(["+s", 9, 1, "p/db"]))),
+    ("has damaged names: a rule has two numbers", in_names(lambda names: names + sealed(["+r", 9, 9, "b-ssh", "db"]))),
+    ("has damaged names: a handle has two numbers", in_names(lambda names: names + sealed(["+r", 9, 1, "r", "g"]))),
+    ("has damaged names: a server's address has two numbers", in_names(lambda names: names + sealed(["+e", 9, 0, ADDRESS]))),
+    ("has damaged names", in_names(lambda names: names + sealed_line(b"[" * 100_000))),
 ]
 
 

@@ -233,3 +233,26 @@ async def test_a_hello_that_no_controller_would_take_names_nothing_and_leads_to_
         assert [(hello.store_epoch, len(hello.held)) for hello in agent.hellos] == [("", 0), ("epoch", 2), ("", 0), ("", 0)]
         assert agent.replica.revision == 3
         assert len(agent.replica.ruleset.servers) == 20
+
+
+def committed_at(seconds: int, nanos: int) -> Script:
+    """Give a snapshot, and then an update whose oldest commit was at this time; wait until it is acknowledged and reported."""
+
+    async def script(context: Context) -> None:
+        await snapshot(1, "g")(context)
+        update = pb.Update(nonce=3, revision=2, groups=[pb.GroupRules(group_id="h", version=2)])
+        update.oldest_commit_time.seconds, update.oldest_commit_time.nanos = seconds, nanos
+        await context.write(pb.SubscribeResponse(update=update))
+        while (await context.read()).ack.nonce != 3:
+            pass
+        while not (await context.read()).HasField("report"):
+            pass
+
+    return script
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(1 << 62, 0), (-(1 << 62), 0), (1, -5), (1, 2_000_000_000), (253_402_300_800, 0)])
+async def test_a_commit_time_that_is_none_costs_a_figure_and_neither_the_update_nor_the_agent(seconds: int, nanos: int) -> None:
+    async with site(committed_at(seconds, nanos), snapshot(3, "g")) as agent:
+        await agent.run()
+    assert agent.saved == [1, 2, 3]

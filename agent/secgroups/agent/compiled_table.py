@@ -18,6 +18,7 @@ from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Address, Direction
 from secgroups.agent.flow_file import SEED_BYTES, FlowFile
 from secgroups.agent.flow_filter import EVERY_FLOW, REVOKED, FlowFilter
+from secgroups.agent.flow_names import GENERATIONS
 from secgroups.agent.ruleset import Ruleset, ServerBinding
 from secgroups.agent.settings import EngineSettings
 from secgroups.agent.tracking import NS_PER_S, Flow, FlowKey
@@ -31,7 +32,6 @@ SERVERS_MAX = (1 << 20) - 1
 
 _INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x0F
 _HANDLE_INDEX_BITS = 20
-_GENERATIONS = 1 << 12
 _EPOCHS = 0xFFFF_FFFF
 _STATE_NUMBERS = {state.value: number for number, state in STATES.items()} | {REVOKED: 16}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -218,7 +218,7 @@ class CompiledTable:
         self.core.forget_server(guard.number)
         self.note("-s", guard.number)
         del self.guards[guard.name], self._by_number[guard.number]
-        self._free.append((guard.number, guard.generation % (_GENERATIONS - 1) + 1))
+        self._free.append((guard.number, guard.generation % (GENERATIONS - 1) + 1))
 
     def name_of(self, handle: int) -> str:
         """Return the server with a handle, empty if it is not guarded any more; or what a stranger was called."""

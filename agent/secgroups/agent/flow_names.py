@@ -16,8 +16,13 @@ from pathlib import Path
 
 from secgroups.agent.errors import FlowFileError
 
-NUMBER_MAX = 0xFFFF_FFFE
 SERVERS_MAX = 1 << 20
+# Numbers are dense, and there is memory for all below the highest: one that is far beyond what an agent holds is damage. An agent
+# that ever needed more has no names that the next process takes.
+ENDPOINTS_MAX = RULES_MAX = 1 << 22
+# Handles of servers have so much room beside their number, those of rules are 32 bits.
+GENERATIONS = 1 << 12
+HANDLE_MAX = 0xFFFF_FFFE
 ADDRESS_BYTES = 16
 # All names are written anew at the start, and when this many lines have come since.
 LINES_MAX = 1_000_000
@@ -36,12 +41,14 @@ class Names:
     def take(self, entry: list[object]) -> None:
         """Follow one line. KeyError or ValueError if it makes no sense."""
         match entry:
-            case ["+s", int(number), int(generation), str(name)] if 0 <= number < SERVERS_MAX:
-                self.servers[number] = (generation, name)
-            case ["+e", int(number), int(server), str(address)] if 0 <= number <= NUMBER_MAX and len(address) == 2 * ADDRESS_BYTES:
-                self.endpoints[number] = (server, bytes.fromhex(address))
-            case ["+r", int(number), int(handle), str(rule_id), str(group_id)] if 0 < number <= NUMBER_MAX and handle > 0:
-                self.rules[number] = (handle, rule_id, group_id)
+            case ["+s", int(number), int(generation), str(name)] if 0 <= number < SERVERS_MAX and 0 < generation < GENERATIONS:
+                self.servers[number] = (generation, _text(name))
+            case ["+e", int(number), int(server), str(address)] if 0 <= number < ENDPOINTS_MAX:
+                self.endpoints[number] = (server, _address(address))
+            case ["+r", int(number), int(handle), str(rule_id), str(group_id)] if (
+                0 < number < RULES_MAX and 0 < handle <= HANDLE_MAX
+            ):
+                self.rules[number] = (handle, _text(rule_id), _text(group_id))
             case ["-s", int(number)]:
                 del self.servers[number]
             case ["-e", int(number)]:
@@ -52,10 +59,19 @@ class Names:
                 raise ValueError(f"{entry!r} is no line of names")
 
     def check(self) -> None:
-        """ValueError unless every endpoint is of a server that has a name."""
+        """ValueError unless every endpoint is of a server that has a name, and nothing has two numbers."""
         for number, (server, _) in self.endpoints.items():
             if server not in self.servers:
                 raise ValueError(f"endpoint {number} is of server {server}, which has no name")
+        named: tuple[tuple[str, list[object]], ...] = (
+            ("server", [name for _, name in self.servers.values()]),
+            ("server's address", [*self.endpoints.values()]),
+            ("rule", [rule[1:] for rule in self.rules.values()]),
+            ("handle", [rule[0] for rule in self.rules.values()]),
+        )
+        for what, each in named:
+            if len(set(each)) < len(each):
+                raise ValueError(f"a {what} has two numbers")
 
     def lines(self) -> Iterable[list[object]]:
         """Return the lines that make these names."""
@@ -161,11 +177,28 @@ def _encoded(entry: list[object]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
+def _text(value: str) -> str:
+    """Return a name. ValueError if it is none that can be told: JSON may hold half a character."""
+    value.encode()
+    return value
+
+
+def _address(digits: str) -> bytes:
+    """Return a packed address. ValueError if it is none."""
+    address = bytes.fromhex(digits)
+    if len(address) != ADDRESS_BYTES:
+        raise ValueError(f"{digits[:80]!r} is no address of {ADDRESS_BYTES} bytes")
+    return address
+
+
 def _decoded(line: bytes) -> list[object]:
     """ValueError if the line is damaged."""
     if line[:9] != b"%08x " % zlib.crc32(line[9:]):
         raise ValueError(f"the checksum of {line[:80]!r} does not fit")
-    found = json.loads(line[9:])
+    try:
+        found = json.loads(line[9:])
+    except RecursionError:
+        raise ValueError(f"{line[:80]!r} is nested too deeply") from None
     return found if isinstance(found, list) else [found]
 
 

@@ -225,7 +225,7 @@ class Subscription:
                     receipt = pb.Ack(applied_revision=self._replica.revision, received_nonce=message.update.nonce)
                     await self._say(call, pb.SubscribeRequest(ack=receipt))
                 else:
-                    await self._in_force(call, applied, begun_ns, message.update.oldest_commit_time.ToNanoseconds())
+                    await self._in_force(call, applied, begun_ns, _commit_ns(message.update))
             case "sync_point":
                 await self._in_force(call, self._replica.sync_point(message.sync_point, begun_ns), begun_ns)
                 self._backoff.reset()
@@ -362,6 +362,14 @@ def _is_being_cancelled() -> bool:
 def _object_version(key: tuple[int, str], version: int) -> pb.ObjectVersion:
     kind, name = key
     return pb.ObjectVersion(kind=pb.ObjectKind.ValueType(kind), key=name, version=version)
+
+
+def _commit_ns(update: pb.Update) -> int:
+    """Return when the oldest change of an update was committed, 0 if it says no time: for a figure no stream is given up."""
+    try:
+        return update.oldest_commit_time.ToNanoseconds()
+    except ValueError:
+        return 0
 
 
 def _gone_away(message: pb.GoAway) -> _EndedError:

@@ -62,10 +62,7 @@ class RuleDraft:
                 raise FieldError(field, f"only icmp has it, {self.protocol} has not: leave it out")
         if self.icmp_code is not None and self.icmp_type is None:
             raise FieldError("icmp_code", "needs an icmp_type")
-        if len(self.description) > DESCRIPTION_CHARACTERS_MAX:
-            raise FieldError(
-                "description", f"has {len(self.description)} characters, the most allowed is {DESCRIPTION_CHARACTERS_MAX}"
-            )
+        parse_description(self.description)
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -175,6 +172,18 @@ def parse_name(text: str, field: str) -> str:
         raise FieldError(field, f"has {len(text)} characters, must have 1 to {NAME_CHARACTERS_MAX}")
     if not text.isprintable() or "/" in text or text != text.strip():
         raise FieldError(field, f"{shown(text)} is no name: printable characters, no slash, no blank at either end")
+    return text
+
+
+def parse_description(text: str) -> str:
+    """Return ``text`` if it can describe something."""
+    if len(text) > DESCRIPTION_CHARACTERS_MAX:
+        raise FieldError("description", f"has {len(text)} characters, the most allowed is {DESCRIPTION_CHARACTERS_MAX}")
+    try:
+        # Bytes of an argument that are no text come in as lone surrogates.
+        text.encode()
+    except UnicodeEncodeError:
+        raise FieldError("description", f"{shown(text)} is not valid Unicode") from None
     return text
 
 

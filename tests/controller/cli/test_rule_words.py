@@ -134,6 +134,7 @@ def test_what_is_no_value_is_refused_with_its_field(field: str, parse: Parse, te
         ("icmp_type", {"protocol": "tcp", "icmp_type": 8}),
         ("icmp_code", {"protocol": "icmp", "icmp_code": 0}),
         ("description", {"description": "x" * 513}),
+        ("description", {"description": "\udcff"}),
     ],
 )
 def test_what_does_not_fit_together_is_refused(field: str, changes: dict[str, Any]) -> None:

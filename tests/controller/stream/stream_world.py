@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.replica import Applied, Replica
 from secgroups.agent.ruleset import Ruleset
+from secgroups.agent.settings import EngineSettings
 from secgroups.controller import operations as ops
 from secgroups.controller.model import (
     ANYWHERE,
@@ -38,6 +39,8 @@ from secgroups.v1 import agent_service_pb2 as pb
 T = TypeVar("T")
 PROJECT = "p"
 BEGIN_US = 1_700_000_000_000_000
+# No packets are judged here.
+_ENGINE = EngineSettings(flows_max=64, fragments_max=16)
 
 
 class World:
@@ -160,7 +163,7 @@ class Agent:
 
     def start(self) -> None:
         """Begin with nothing, as a new process without a cache."""
-        self.replica = Replica(Firewall(now_ns=0))
+        self.replica = Replica(Firewall(_ENGINE, now_ns=0))
         self.saved: tuple[Ruleset, str, str] | None = None
         self.channel = None
         self.inbox.clear()

@@ -286,9 +286,24 @@ def test_anchors_and_merges_are_read_as_if_written_out(tmp_path: Path) -> None:
     assert str(third.source) == "203.0.113.8"
 
 
-def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merged", ["*a", "[*a]", "[&b {<<: [*a]}, *b]"])
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path, merged: str) -> None:
     with pytest.raises(CaseFileError, match="nested too deeply"):
-        load_file(written(tmp_path, "- &a\n  name: one\n  <<: *a\n"))
+        load_file(written(tmp_path, f"- &a\n  name: one\n  <<: {merged}\n"))
+
+
+@pytest.mark.parametrize("twice", ["<<: [*a{0}, *a{0}]", "<<: *a{0}, <<: *a{0}"])
+def test_merges_that_double_with_each_line_are_read_once(tmp_path: Path, twice: str) -> None:
+    """Written out this file would hold a million million copies of the first mapping."""
+    lines = ["- &a0 {name: n0, project: p}", *(f"- &a{at} {{{twice.format(at - 1)}, name: n{at}}}" for at in range(1, 40))]
+    cases = load_file(written(tmp_path, "\n".join(lines)))
+    assert [(case.name, case.project) for case in cases] == [(f"n{at}", "p") for at in range(40)]
+
+
+def test_of_merges_the_earlier_wins_also_where_the_later_was_merged_by_it(tmp_path: Path) -> None:
+    merged = "- &low {name: low, project: low}\n- &high {<<: *low, name: high}\n- {<<: [*high, *low]}\n"
+    with pytest.raises(CaseFileError, match="case 'high' stands twice"):
+        load_file(written(tmp_path, merged))
 
 
 @pytest.mark.parametrize(

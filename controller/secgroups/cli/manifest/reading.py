@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from secgroups.cli.drafts import (
     ANYWHERE,
-    DESCRIPTION_CHARACTERS_MAX,
     Remote,
     RuleDraft,
     is_default,
     parse_cidr,
+    parse_description,
     parse_direction,
     parse_name,
     parse_octet,
@@ -82,7 +82,7 @@ def _group(nodes: Nodes, node: Node, field: str, name: str) -> GroupEntry:
     values = {} if is_null(node) else nodes.mapping(node, field, ("description", "rules"))
     return GroupEntry(
         name=name,
-        description=_optional(values, "description", lambda value: nodes.value(value, f"{field}.description", _description)),
+        description=_optional(values, "description", lambda value: nodes.value(value, f"{field}.description", parse_description)),
         rules=_optional(values, "rules", lambda value: _rules(nodes, value, f"{field}.rules")),
         where=nodes.where(node),
     )
@@ -116,7 +116,7 @@ def _rule(nodes: Nodes, node: Node, field: str) -> RuleDraft | None:
     ports = read("ports", parse_ports)
     icmp_type = read("icmp_type", lambda text: parse_octet(text, "icmp_type"))
     icmp_code = read("icmp_code", lambda text: parse_octet(text, "icmp_code"))
-    description = read("description", _description)
+    description = read("description", parse_description)
     remote = _remote(nodes, values["remote"], f"{field}.remote") if "remote" in values else None
     if direction is None or protocol is None or remote is None:
         return None
@@ -209,9 +209,3 @@ def _address(text: str) -> str:
     if address.is_unspecified or address.is_loopback or address.is_multicast or text == "255.255.255.255":
         raise FieldError("address", f"{shown(text)} is no unicast address that others can reach")
     return str(address)
-
-
-def _description(text: str) -> str:
-    if len(text) > DESCRIPTION_CHARACTERS_MAX:
-        raise FieldError("description", f"has {len(text)} characters, the most allowed is {DESCRIPTION_CHARACTERS_MAX}")
-    return text

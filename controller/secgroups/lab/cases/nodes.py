@@ -149,14 +149,17 @@ class Field:
             raise self.value_refusal(f"must be one of {', '.join(options)}, not {text!r}")
         return text
 
-    def _pairs(self) -> Iterator[tuple[Field, Field]]:
+    def _pairs(self, read: dict[int, bool] | None = None) -> Iterator[tuple[Field, Field]]:
+        """Yield keys and values. ``read`` has the ids of the nodes read so far for whoever merges this one: true while one is."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self.refusal(f"must be a mapping, not {self._kind()}")
+        read = {} if read is None else read
+        read[id(self.node)] = True
         seen: set[str] = set()
         merged: list[tuple[Field, Field]] = []
         for key_node, value_node in self.node.value:
             if key_node.tag == _MERGE_TAG:
-                merged += self._merged(value_node)
+                merged += self._merged(value_node, read)
                 continue
             name = Field(self.file, self.path, key_node).text()
             path = f"{self.path}.{name}" if self.path else name
@@ -171,10 +174,17 @@ class Field:
             if name not in seen:
                 seen.add(name)
                 yield key, value
+        read[id(self.node)] = False
 
-    def _merged(self, node: yaml.Node) -> list[tuple[Field, Field]]:
-        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        return [pair for source in sources for pair in Field(self.file, self.path, source)._pairs()]
+    def _merged(self, node: yaml.Node, read: dict[int, bool]) -> list[tuple[Field, Field]]:
+        """Return what is merged, each mapping once: again it brings nothing, and a few lines that double would take for ever."""
+        pairs: list[tuple[Field, Field]] = []
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if read.get(id(source)):
+                raise self.refusal("is nested too deeply: it holds itself")
+            if id(source) not in read:
+                pairs += Field(self.file, self.path, source)._pairs(read)
+        return pairs
 
     def _kind(self) -> str:
         if isinstance(self.node, yaml.MappingNode):

@@ -1,0 +1,8 @@
+"""Targets are found as ``scripts/test --fuzz`` finds them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
