@@ -33,6 +33,7 @@ from secgroups.controller.errors import (
     StaleEtagError,
     StoreUnavailableError,
 )
+from secgroups.controller.logs import is_logged
 
 if TYPE_CHECKING:
     from secgroups.controller.metrics import Counts
@@ -162,11 +163,10 @@ def _wire_size(text: str) -> int:
 class ErrorsAndLog(grpc.aio.ServerInterceptor):
     """Wraps the calls of the product's own services, each handler once; health and reflection pass as they are.
 
-    ``log_reads`` logs reads that go well too. ``counts`` counts them all.
+    Reads that go well are logged at the level debug. ``counts`` counts them all.
     """
 
-    def __init__(self, counts: Counts, *, log_reads: bool = False) -> None:
-        self._log_reads = log_reads
+    def __init__(self, counts: Counts) -> None:
         self._counts = counts
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -183,13 +183,11 @@ class ErrorsAndLog(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OWN_SERVICES):
             return handler
-        self._wrapped[method] = _wrapped(method, handler, self._counts, log_reads=self._log_reads)
+        self._wrapped[method] = _wrapped(method, handler, self._counts)
         return self._wrapped[method]
 
 
-def _wrapped(
-    method: str, handler: grpc.RpcMethodHandler[Any, Any], counts: Counts, *, log_reads: bool
-) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(method: str, handler: grpc.RpcMethodHandler[Any, Any], counts: Counts) -> grpc.RpcMethodHandler[Any, Any]:
     make: Any
     if handler.request_streaming:
         make, call = grpc.stream_stream_rpc_method_handler, handler.stream_stream
@@ -198,16 +196,15 @@ def _wrapped(
     else:
         make, call = grpc.unary_unary_rpc_method_handler, handler.unary_unary
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        _guarded(method.removeprefix(_OWN_SERVICES), call, counts, is_unary=not handler.response_streaming, log_reads=log_reads),
+        _guarded(method.removeprefix(_OWN_SERVICES), call, counts, is_unary=not handler.response_streaming),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
     return made
 
 
-def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_reads: bool) -> Any:
-    is_read = method.partition("/")[2].startswith(_READS)
-    level = logging.DEBUG if is_read else logging.INFO
+def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool) -> Any:
+    level = logging.DEBUG if method.partition("/")[2].startswith(_READS) else logging.INFO
 
     def count(code: str, started_ns: int) -> None:
         counts.calls[method, code] += 1
@@ -237,7 +234,7 @@ def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_read
             log.exception("rpc_crashed", method=method, incident=incident, peer=context.peer())
             await abort(context, _internal(incident))
         count("OK", started_ns)
-        if log_reads or not is_read:
+        if is_logged(level):
             _log(level, method, "OK", request, context, started_ns, revision=getattr(response, "revision", None))
         return response
 

@@ -329,10 +329,16 @@ class Publisher:
             record.last_heard_us, record.heard_clock_us = now_us, clock_us
             record.report = report or record.report
 
-    def end_all(self, reason: str, reconnect_after_s: float) -> None:
-        """End every stream with a GoAway."""
-        for channel in list(self._roster.channels.values()):
-            channel.end(reason, reconnect_after_s)
+    def end_all(self, reason: str, reconnect_after_s: float, spread_s: float = 0.0) -> None:
+        """End every stream with a GoAway. The first may return after ``reconnect_after_s``, the others within ``spread_s``."""
+        channels = list(self._roster.channels.values())
+        for place, channel in enumerate(channels):
+            channel.end(reason, reconnect_after_s + spread_s * place / len(channels))
+
+    @property
+    def streams_open(self) -> int:
+        """How many agents have a stream now."""
+        return len(self._roster.channels)
 
     def _progressed(self, channel: AgentChannel, now_us: int) -> None:
         record = self._roster.find(channel.agent_id)

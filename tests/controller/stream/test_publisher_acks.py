@@ -222,3 +222,18 @@ def test_records_of_agents_that_guard_nothing_are_bounded(world: World, agent: A
         stranger.pump()
         stranger.disconnect()
     assert world.publisher.agent_ids() == ["a", "stranger-46", "stranger-47", "stranger-48", "stranger-49"]
+
+
+def test_agents_that_are_sent_away_together_are_asked_to_return_one_after_another(world: World, agent: Agent) -> None:
+    agents = [agent, *(Agent(world, f"b{number}").connect() for number in range(3))]
+    for each in agents:
+        each.pump()
+    world.publisher.end_all("the controller is stopping", 1.0, spread_s=2.0)
+    ended = [message for each in agents for message in each.send()]
+    assert all(isinstance(message, GoAway) and message.reason == "the controller is stopping" for message in ended)
+    assert sorted(message.reconnect_after_s for message in ended if isinstance(message, GoAway)) == [1.0, 1.5, 2.0, 2.5]
+
+
+def test_with_no_agent_there_is_nobody_to_send_away(world: World) -> None:
+    world.publisher.end_all("the controller is stopping", 1.0, spread_s=2.0)
+    assert world.publisher.streams_open == 0
