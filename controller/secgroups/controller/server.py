@@ -149,7 +149,8 @@ class ControllerServer:
         add_AuditServiceServicer_to_server(self._audit, self._api)
         settings = StreamSettings(heartbeat_s=config.heartbeat_s)
         add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
-        add_OperatorServiceServicer_to_server(OperatorService(_data_dir(config) / DATABASE), self._api)
+        operator = OperatorService(_data_dir(config) / DATABASE, lambda: core.state.revision)
+        add_OperatorServiceServicer_to_server(operator, self._api)
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
