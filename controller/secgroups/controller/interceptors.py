@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DOMAIN = "secgroups"
-RETRY_DELAY_S = 1
 # All of a status travels in trailers, which many clients take up to 8 KiB: the message once as it is (percent-encoded) and once
 # within the details, which are encoded by a third longer.
 MESSAGE_BYTES_MAX = 1_536
@@ -86,12 +85,16 @@ def status_of(error: ControllerError) -> Status:
             quota = details.QuotaFailure.Violation(subject=subject, description=f"{error.limit} is {error.most}")
             status.details.add().Pack(details.QuotaFailure(violations=[quota]))
             if isinstance(error, OverloadError):
-                delay = Duration()
-                delay.FromNanoseconds(round(error.retry_after_s * 1e9))
-                status.details.add().Pack(details.RetryInfo(retry_delay=delay))
+                status.details.add().Pack(_retry_info(error.retry_after_s))
         case StoreUnavailableError():
-            status.details.add().Pack(details.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_S)))
+            status.details.add().Pack(_retry_info(error.retry_after_s))
     return status
+
+
+def _retry_info(retry_after_s: float) -> details.RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(round(retry_after_s * 1e9))
+    return details.RetryInfo(retry_delay=delay)
 
 
 def _reason_of(error: ControllerError) -> str:

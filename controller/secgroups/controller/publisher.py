@@ -329,16 +329,10 @@ class Publisher:
             record.last_heard_us, record.heard_clock_us = now_us, clock_us
             record.report = report or record.report
 
-    def end_all(self, reason: str, reconnect_after_s: float, spread_s: float = 0.0) -> None:
-        """End every stream with a GoAway. The first may return after ``reconnect_after_s``, the others within ``spread_s``."""
-        channels = list(self._roster.channels.values())
-        for place, channel in enumerate(channels):
-            channel.end(reason, reconnect_after_s + spread_s * place / len(channels))
-
-    @property
-    def streams_open(self) -> int:
-        """How many agents have a stream now."""
-        return len(self._roster.channels)
+    def end_all(self, reason: str, returns_s: Callable[[], float]) -> None:
+        """End every stream with a GoAway. ``returns_s`` is asked for each agent: in how many seconds it may come back."""
+        for channel in list(self._roster.channels.values()):
+            channel.end(reason, returns_s())
 
     def _progressed(self, channel: AgentChannel, now_us: int) -> None:
         record = self._roster.find(channel.agent_id)

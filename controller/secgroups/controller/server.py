@@ -66,11 +66,6 @@ from secgroups.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_serv
 log = structlog.get_logger(__name__)
 
 DATABASE = "secgroups.db"
-RECONNECT_AFTER_S = 1.0
-# How many agents are asked to come back within a second, after a stop. One that has little to be told costs a millisecond or less.
-RETURNS_PER_S = 500
-# The last of very many is away no longer than this.
-RETURNS_SPREAD_MAX_S = 30.0
 # sun_path of unix(7), less the zero at its end.
 SOCKET_PATH_BYTES_MAX = 107
 REQUEST_BYTES_MAX = 4 << 20
@@ -197,9 +192,7 @@ class ControllerServer:
         await self._health.enter_graceful_shutdown()
         if self._metrics is not None:
             await self._metrics.stop()
-        publisher = self._core.publisher
-        spread_s = min(publisher.streams_open / RETURNS_PER_S, RETURNS_SPREAD_MAX_S)
-        publisher.end_all("the controller is stopping", RECONNECT_AFTER_S, spread_s)
+        self._core.publisher.end_all("the controller is stopping", self._core.returns.next_s)
         self._rulesets.close()
         self._audit.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
