@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from types import ModuleType
 import pytest
 
 ENGINE = "secgroups.agent._engine"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whoever is started, and sgctl, talks in plain text and knows nothing of whoever runs the tests: see tests/trust for all the rest.
 os.environ |= {

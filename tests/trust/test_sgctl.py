@@ -126,3 +126,14 @@ def test_the_log_names_the_token_with_which_a_change_was_made(site: Site, sgctl:
     assert len(json.loads(sgctl("audit", "--all-projects", "--token", made["id"], "-o", "json"))) >= 2
     assert "there is no project default" in sgctl("--token-file", str(tmp_path / "token"), "-p", "default", "audit", status=2)
     assert "no time" in sgctl("audit", "--since", "yesterday", status=2)
+
+
+def test_the_token_of_a_context_goes_to_no_other_address(site: Site, sgctl: Cli) -> None:
+    """The same controller under another of its names: what is named by hand needs a token that is named by hand."""
+    address = site.controller.address
+    sgctl("context", "add", "local", "--from", str(site.stack.trust_folder.parent), "--address", address)
+    sgctl("--controller", address, "group", "list")
+    other = f"localhost:{address.rpartition(':')[2]}"
+    assert f"nothing is known to check controller {other} by" in sgctl("--controller", other, "group", "list", status=2)
+    ca, token = (str(site.stack.trust_folder / name) for name in ("ca.pem", "operator.token"))
+    sgctl("--controller", other, "--ca-file", ca, "--token-file", token, "group", "list")

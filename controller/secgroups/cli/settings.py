@@ -50,8 +50,10 @@ class Settings:
         if self.plaintext:
             check_plaintext(self.controller)
             return None
-        ca = _content(self.ca_file) if self.ca_file else (self.context.ca if self.context else "")
-        token = _content(self.token_file).strip() if self.token_file else (self.context.token if self.context else "")
+        # A token goes to the address that it was kept for, and to no other that an option or a variable names.
+        context = self.context if self.context is not None and self.context.address == self.controller else None
+        ca = _content(self.ca_file) if self.ca_file else (context.ca if context else "")
+        token = _content(self.token_file).strip() if self.token_file else (context.token if context else "")
         if not ca:
             raise CliError(
                 f"nothing is known to check controller {self.controller} by",
