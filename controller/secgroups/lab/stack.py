@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +45,8 @@ class Process:
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             command = [sys.executable, "-m", *self.arguments, "--ready-file", str(self.ready_file)]
-            self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
+            with _signals_after():
+                self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.ready_file.exists():
             if self.popen.poll() is not None:
@@ -136,9 +139,20 @@ class Stack:
 
     def _enroll(self, agent_id: str, folder: Path) -> None:
         command = [sys.executable, "-m", "secgroups.cli", "agent", "enroll", agent_id, "--out", str(folder)]
-        done = subprocess.run(command, env=environment_of(self, "default"), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise StackError(f"{agent_id} could not be enrolled: {done.stderr.strip()}")
+        enrolling = None
+        try:
+            with _signals_after():
+                enrolling = subprocess.Popen(
+                    command, env=environment_of(self, "default"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+            _, told = enrolling.communicate()
+        except BaseException:
+            if enrolling is not None:
+                enrolling.kill()
+                enrolling.wait()
+            raise
+        if enrolling.returncode != 0:
+            raise StackError(f"{agent_id} could not be enrolled: {told.strip()}")
 
     def _process(self, name: str, arguments: list[str]) -> Process:
         return Process(
@@ -155,6 +169,26 @@ class Stack:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+@contextmanager
+def _signals_after() -> Iterator[None]:
+    """Let signals that end us wait while a process is being started: one that we do not know of yet would stay behind.
+
+    Only the main thread handles signals, so only there is anything to wait for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def environment_of(stack: Stack, project: str) -> dict[str, str]:
