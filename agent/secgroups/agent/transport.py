@@ -13,7 +13,12 @@ from secgroups.agent.errors import ConfigError, StreamError
 
 # The largest single message is a group or a server, far below this; the controller cuts the rest.
 MESSAGE_BYTES_MAX = 64 << 20
+# What the controller may send ahead of what was read: some messages of a snapshot, so that a long line is filled.
+_LOOKAHEAD_BYTES = 1 << 20
 _OPTIONS = (
+    # Not measured by a ping for every update, which the controller of a thousand agents would have to answer.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
