@@ -15,7 +15,7 @@ Where it differs from the reference, within the contract:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -445,10 +445,18 @@ class CompiledEngine:
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""
-        counted = self._core.count_states(now_ns)
-        by_state = {state.value: counted[number] for number, state in STATES.items() if counted[number]}
-        if counted[0]:
-            by_state["REVOKED"] = counted[0]
+        *_, by_state = self._table.counting_states(now_ns)
+        return self._stats(by_state)
+
+    def counting_stats(self, now_ns: int) -> Iterator[Stats | None]:
+        """Return the figures as ``stats`` does in slices of bounded work: yields None while it counts, last the answer."""
+        by_state: Mapping[str, int] = {}
+        for counted in self._table.counting_states(now_ns):
+            by_state = counted
+            yield None
+        yield self._stats(by_state)
+
+    def _stats(self, by_state: Mapping[str, int]) -> Stats:
         figures = self._core.figures()
         return Stats(
             revision=self._revision,
@@ -463,22 +471,18 @@ class CompiledEngine:
             fragments=figures["fragments"],
             fragments_max=self._table.fragments_max,
             verdicts={reason: figures["reasons"][reason] for reason in Reason if figures["reasons"][reason]},
-            rules=self._rule_counts(),
             evicted_unanswered=figures["evicted_unanswered"],
             evicted_answered=figures["evicted_answered"],
             expired=figures["expired"],
         )
 
-    def _rule_counts(self) -> dict[str, RuleCount]:
-        numbers = self._table.numbers
+    def rule_counts(self) -> dict[str, RuleCount]:
+        """Return what the rules in force have let through. Takes time in proportion to the rules."""
+        rule_ids = self._table.numbers.rule_ids
         counts: dict[str, RuleCount] = {}
-        for number in numbers.in_force():
-            packets, total, flows = self._core.rule_counts(number)
-            if packets:
-                held = counts.get(numbers.rule_ids[number], RuleCount())
-                counts[numbers.rule_ids[number]] = RuleCount(
-                    packets=held.packets + packets, bytes=held.bytes + total, flows=held.flows + flows
-                )
+        for number, packets, total, flows in self._core.rule_counts():
+            held = counts.get(rule_ids[number], RuleCount())
+            counts[rule_ids[number]] = RuleCount(packets=held.packets + packets, bytes=held.bytes + total, flows=held.flows + flows)
         return dict(sorted(counts.items()))
 
     def _set_value(self, group_id: str) -> AddressSet:
