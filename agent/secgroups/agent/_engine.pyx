@@ -239,6 +239,14 @@ cdef class Core:
             self.engine.epochs[number] = epoch
         server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else NIL
 
+    def deny_all(self):
+        """No server has a ruleset any more: nothing is judged by rules that may be half of what they should be. Takes no memory."""
+        cdef uint32_t at
+        for at in range(self.engine.servers_used):
+            if self.engine.servers[at].standing == SERVER_IN_FORCE:
+                self.engine.servers[at].standing = SERVER_WITHOUT_RULESET
+            self.engine.servers[at].plain_handle = NIL
+
     def forget_server(self, uint32_t number):
         """A server that is absent has no endpoints any more; its number may be another one's."""
         self.engine.servers[number].has_more = self.engine.servers[number].has_odd = 0

@@ -139,7 +139,11 @@ class Firewall:
         return self._engine.flows
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
-        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
+        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed.
+
+        ``EngineBrokenError`` if it failed half way, most likely for want of memory: everything is denied from then on, and a new
+        firewall has to be made, without these flows.
+        """
         return self._engine.apply(update, now_ns)
 
     def mark(self, mark: bytes) -> None:

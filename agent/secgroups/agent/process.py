@@ -22,7 +22,7 @@ from secgroups.agent.cache import LOCK_NAME, Cache, CachedState
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
-from secgroups.agent.errors import CacheError, ConfigError, EnforcementError
+from secgroups.agent.errors import CacheError, ConfigError, EnforcementError, EngineBrokenError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.long_lived import LongLived
@@ -117,6 +117,7 @@ async def _subscribe_and_serve(
     if not config.plaintext:
         background.append(asyncio.create_task(renewal_of(config, open_channel).run()))
     ended = asyncio.create_task(_wait(stopped))
+    grace_s = STOP_GRACE_S
     try:
         if config.ready_file:
             write_ready_file(Path(config.ready_file), server.address, metrics.address if metrics else "")
@@ -133,13 +134,17 @@ async def _subscribe_and_serve(
         for task in background:
             if task.done():
                 task.result()
+    except EngineBrokenError:
+        # All that it has to say is that everything is denied. The sooner it is started again the better.
+        grace_s = 0.0
+        raise
     finally:
         for task in (ended, *background):
             task.cancel()
         await asyncio.gather(ended, *background, return_exceptions=True)
         if metrics is not None:
             await metrics.stop()
-        await server.stop(STOP_GRACE_S)
+        await server.stop(grace_s)
         await writer.finish()
     log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
 
