@@ -134,8 +134,9 @@ async def _subscribe_and_serve(
         for task in background:
             if task.done():
                 task.result()
-    except EngineBrokenError:
-        # All that it has to say is that everything is denied. The sooner it is started again the better.
+    except EngineBrokenError as error:
+        # Said here, as for want of memory the way out may fail as well. The sooner it is started again the better.
+        log.critical("engine_broken", agent_id=config.agent_id, reason=str(error))
         grace_s = 0.0
         raise
     finally:
