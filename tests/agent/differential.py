@@ -128,6 +128,7 @@ class Play:
     def look_inside(self) -> None:
         """Compare all that can be seen of the engines."""
         _equal("statistics", [_told(each.stats(self._now_ns)) for each in self._firewalls])
+        _equal("counts of rules", [each.rule_counts() for each in self._firewalls])
         flows = [{flow.key: _as_kept(flow) for flow in each.live(self._now_ns)} for each in self._firewalls]
         _equal("flows", flows)
         for firewall in self._firewalls[1:]:

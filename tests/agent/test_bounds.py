@@ -265,16 +265,16 @@ def test_rules_that_go_take_their_counters_along(engine):
     world = World(engine, SSH, DNS)
     world.connect(syn(0))
     world.reasons(query(0), query(0), replace(syn(0), tcp_flags=ACK))
-    rules = world.firewall.stats(world.now_ns).rules
+    rules = world.firewall.rule_counts()
     assert {rule_id: (count.packets, count.bytes, count.flows) for rule_id, count in rules.items()} == {
         SSH.id: (4, 400, 1),
         DNS.id: (2, 200, 1),
     }
     world.set_rules(DNS)
     assert world.reason(replace(syn(0), tcp_flags=ACK)).name == "REVOKED"
-    assert set(world.firewall.stats(world.now_ns).rules) == {DNS.id}
+    assert set(world.firewall.rule_counts()) == {DNS.id}
     world.apply(snapshot=True)
-    assert world.firewall.stats(world.now_ns).rules == {}
+    assert world.firewall.rule_counts() == {}
 
 
 def test_verdicts_are_counted_by_reason_and_explaining_is_not_counted(engine):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
 from secgroups.agent import convert
-from secgroups.agent.cache_pieces import OBJECTS_PER_TURN, Pieces
+from secgroups.agent.cache import FILE_NAME, Cache, CachedState
+from secgroups.agent.cache_pieces import CHUNK_BYTES, OBJECTS_PER_TURN, Pieces
 from secgroups.agent.flow import Direction
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
@@ -56,8 +59,27 @@ def test_after_every_change_the_bytes_say_what_is_in_force(seed: int) -> None:
         held = held.apply(some(chance, revision, held))
         if chance.random() < 0.5:
             continue
-        told = pb.Update.FromString(pieces.join(held))
+        told = pb.Update.FromString(b"".join(pieces.chunks(held)))
         assert told == convert.whole_update(held)
         assert {each.group_id: convert.address_set(each) for each in told.sets} == held.sets
         assert {each.group_id: convert.group_rules(each) for each in told.groups} == held.groups
         assert {each.server: convert.server_binding(each) for each in told.servers} == held.servers
+
+
+def test_what_is_written_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    groups = [group(f"n{number}", 1, range(1, 99)) for number in range(600)]
+    state = CachedState(store_epoch="e", ruleset=Ruleset(revision=1, groups={each.group_id: each for each in groups}))
+    cache = Cache(tmp_path, "a")
+    try:
+        cache.save(state)
+        tracemalloc.start()
+        try:
+            cache.save(state)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert cache.load() == state
+    finally:
+        cache.close()
+    assert (tmp_path / FILE_NAME).stat().st_size > 6 * CHUNK_BYTES
+    assert peak_bytes < 3 * CHUNK_BYTES

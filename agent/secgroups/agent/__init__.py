@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secgroups.agent.counters import RuleCount, Stats
-    from secgroups.agent.errors import AgentError, BaseVersionError, ConfigError, TooManyTapsError, UnenforceableError
+    from secgroups.agent.errors import (
+        AgentError,
+        BaseVersionError,
+        ConfigError,
+        EngineBrokenError,
+        TooManyTapsError,
+        UnenforceableError,
+    )
     from secgroups.agent.firewall import Firewall
     from secgroups.agent.flow import (
         Action,
@@ -50,6 +57,7 @@ _MODULE_OF = {
     "BaseVersionError": "errors",
     "ConfigError": "errors",
     "Direction": "flow",
+    "EngineBrokenError": "errors",
     "EngineSettings": "settings",
     "Explanation": "flow",
     "Firewall": "firewall",
@@ -92,6 +100,7 @@ __all__ = [
     "BaseVersionError",
     "ConfigError",
     "Direction",
+    "EngineBrokenError",
     "EngineSettings",
     "Explanation",
     "Firewall",

@@ -1,4 +1,7 @@
-"""``secgroups-agent``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why."""
+"""``secgroups-agent``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why.
+
+1 if it can't go on and has to be started anew, from the last good state that it saved.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from functools import partial
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from secgroups.agent.config import read_config
-from secgroups.agent.errors import ConfigError
+from secgroups.agent.errors import ConfigError, EngineBrokenError
 
 
 def main() -> int:
@@ -27,6 +30,9 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except EngineBrokenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return 0
 
 

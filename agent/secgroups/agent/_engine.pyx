@@ -239,6 +239,14 @@ cdef class Core:
             self.engine.epochs[number] = epoch
         server.plain_handle = generation << HANDLE_INDEX_BITS | number if standing == SERVER_IN_FORCE and not server.has_odd else NIL
 
+    def deny_all(self):
+        """No server has a ruleset any more: nothing is judged by rules that may be half of what they should be. Takes no memory."""
+        cdef uint32_t at
+        for at in range(self.engine.servers_used):
+            if self.engine.servers[at].standing == SERVER_IN_FORCE:
+                self.engine.servers[at].standing = SERVER_WITHOUT_RULESET
+            self.engine.servers[at].plain_handle = NIL
+
     def forget_server(self, uint32_t number):
         """A server that is absent has no endpoints any more; its number may be another one's."""
         self.engine.servers[number].has_more = self.engine.servers[number].has_odd = 0
@@ -331,15 +339,22 @@ cdef class Core:
             users += self.engine.shards[at].rules[number].users
         return users
 
-    def rule_counts(self, uint32_t number) -> tuple[int, int, int]:
-        """Return packets, bytes and flows opened."""
-        cdef uint32_t at
-        cdef uint64_t packets = 0, total = 0, flows = 0
-        for at in range(self.engine.shards_count):
-            packets += self.engine.shards[at].rules[number].packets
-            total += self.engine.shards[at].rules[number].bytes
-            flows += self.engine.shards[at].rules[number].flows
-        return packets, total, flows
+    def rule_counts(self) -> list[tuple[int, int, int, int]]:
+        """Return number, packets, bytes and flows opened of each rule in force that let something through."""
+        cdef uint32_t number, at
+        cdef uint64_t packets, total, flows
+        cdef const RuleCounts *counts
+        cdef list found = []
+        for number in range(1, self.engine.rules_room):
+            if not self.engine.rules[number].is_in_force:
+                continue
+            packets = total = flows = 0
+            for at in range(self.engine.shards_count):
+                counts = &self.engine.shards[at].rules[number]
+                packets, total, flows = packets + counts.packets, total + counts.bytes, flows + counts.flows
+            if packets:
+                found.append((number, packets, total, flows))
+        return found
 
     def add_policy(self) -> int:
         return add_policy(&self.engine)
@@ -650,29 +665,29 @@ cdef class Core:
             self.unlock()
         return faults.found
 
-    def count_states(self, uint64_t now_ns) -> list[int]:
-        """Return how many live flows there are in each state; [0] are those revoked. Without ``lock``: it locks in small steps."""
-        cdef uint32_t at, place, end
-        cdef uint64_t counts[16]
-        cdef Flow *flow
-        cdef Shard *shard
+    def count_states(self, uint32_t shard_number, uint32_t start, uint64_t now_ns) -> tuple[int, list[int]]:
+        """Return where to go on (0: at the end) and how many of STEP entries from ``start`` are live flows in each state.
+
+        [0] are those revoked. Without ``lock``.
+        """
+        cdef Shard *shard = &self.engine.shards[shard_number]
+        cdef uint32_t at, end
+        cdef bint is_last
+        cdef uint32_t counts[16]
+        cdef const Flow *flow
         memset(counts, 0, sizeof(counts))
         with nogil:
-            for at in range(self.engine.shards_count):
-                shard = &self.engine.shards[at]
-                place = 0
-                while place < shard.never_used:
-                    sg_shut(&self.engine.gate)
-                    sg_lock(&shard.lock)
-                    sg_open(&self.engine.gate)
-                    end = min(place + STEP, shard.never_used)
-                    while place < end:
-                        flow = &shard.flows[place]
-                        if flow.status and flow.deadline_ns > now_ns:
-                            counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
-                        place += 1
-                    sg_unlock_for_others(&shard.lock)
-        return [counts[at] for at in range(16)]
+            sg_shut(&self.engine.gate)
+            sg_lock(&shard.lock)
+            sg_open(&self.engine.gate)
+            end = min(start + STEP, shard.never_used)
+            for at in range(start, end):
+                flow = &shard.flows[at]
+                if flow.status and flow.deadline_ns > now_ns:
+                    counts[0 if flow.status & FLAG_REVOKED else flow.status & STATE_MASK] += 1
+            is_last = end == shard.never_used
+            sg_unlock(&shard.lock)
+        return (0 if is_last else end), [counts[at] for at in range(16)]
 
     def adopt(self, Core other, uint32_t shard_number, uint32_t place, uint32_t endpoint, uint64_t now_ns):
         """Take over a flow of another core, whose rules have the same numbers here; ``endpoint`` is here. There must be room."""

@@ -19,7 +19,9 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
@@ -95,7 +97,7 @@ class Cache:
                 f"state_dir: {self._file} can't be read: {error.strerror}; it is left as it is, start again when it can be read"
             ) from None
         try:
-            return self._decoded(content)
+            return self._decoded(memoryview(content))
         except (CacheError, ConfigError) as error:
             raise type(error)(f"{self._file} {error}") from None
 
@@ -117,7 +119,7 @@ class Cache:
         new = self.folder / f"{FILE_NAME}.new"
         try:
             with new.open("wb") as file:
-                file.write(self._encoded(state))
+                self._write(file, state)
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._file)
@@ -132,7 +134,8 @@ class Cache:
         finally:
             os.close(folder)
 
-    def _encoded(self, state: CachedState) -> bytes:
+    def _write(self, file: BinaryIO, state: CachedState) -> None:
+        """Write ``state`` to a new file, the header last: it tells the hash of all that comes after it."""
         hello = pb.Hello(
             agent_id=self._agent_id,
             store_epoch=state.store_epoch,
@@ -140,10 +143,16 @@ class Cache:
             applied_revision=state.ruleset.revision,
         )
         head = hello.SerializeToString()
-        payload = _LENGTH.pack(len(head)) + head + self._pieces.join(state.ruleset)
-        return _HEADER.pack(_MAGIC, _FORMAT_VERSION, len(payload), sha256(payload).digest()) + payload
+        digest = sha256()
+        file.seek(_HEADER.size)
+        for chunk in chain([_LENGTH.pack(len(head)) + head], self._pieces.chunks(state.ruleset)):
+            digest.update(chunk)
+            file.write(chunk)
+        length = file.tell() - _HEADER.size
+        file.seek(0)
+        file.write(_HEADER.pack(_MAGIC, _FORMAT_VERSION, length, digest.digest()))
 
-    def _decoded(self, content: bytes) -> CachedState:
+    def _decoded(self, content: memoryview) -> CachedState:
         if len(content) < _HEADER.size:
             raise CacheError(f"is torn: {len(content)} bytes are less than its header")
         magic, version, length, digest = _HEADER.unpack_from(content)
@@ -161,8 +170,8 @@ class Cache:
             raise CacheError("is damaged: its checksum does not fit")
         try:
             end = _LENGTH.size + _LENGTH.unpack_from(payload)[0]
-            hello = pb.Hello.FromString(payload[_LENGTH.size : end])
-            update = pb.Update.FromString(payload[end:])
+            hello = pb.Hello.FromString(bytes(payload[_LENGTH.size : end]))
+            update = pb.Update.FromString(bytes(payload[end:]))
             ruleset = Ruleset(
                 revision=update.revision,
                 sets={held.group_id: convert.address_set(held) for held in update.sets},

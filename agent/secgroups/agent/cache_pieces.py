@@ -7,7 +7,7 @@ an update that holds it alone: a change of one rule costs its group, and not eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from secgroups.agent import convert
@@ -19,6 +19,8 @@ from secgroups.v1 import agent_service_pb2 as pb
 # millisecond of work, for long enough that somebody else is let in.
 OBJECTS_PER_TURN = 25
 TURN_S = 0.0001
+# What is handed on at once: enough that hashing and writing it let others in, and not as much as all there is.
+CHUNK_BYTES = 262_144
 
 ValueT = TypeVar("ValueT")
 
@@ -29,14 +31,22 @@ class Pieces:
     def __init__(self) -> None:
         self._made: dict[ObjectKey, tuple[object, bytes]] = {}
 
-    def join(self, ruleset: Ruleset) -> bytes:
-        """Return a serialized ``Update`` with all that is in ``ruleset``."""
+    def chunks(self, ruleset: Ruleset) -> Iterator[bytes]:
+        """Yield a serialized ``Update`` with all that is in ``ruleset``, in chunks of ``CHUNK_BYTES`` or one object more."""
         before, self._made = self._made, {}
         self._take(Kind.SET, ruleset.sets, before, lambda held: pb.Update(sets=[convert.set_message(held)]))
         self._take(Kind.GROUP, ruleset.groups, before, lambda held: pb.Update(groups=[convert.group_message(held)]))
         self._take(Kind.SERVER, ruleset.servers, before, lambda held: pb.Update(servers=[convert.server_message(held)]))
-        head = pb.Update(revision=ruleset.revision).SerializeToString()
-        return b"".join([head, *(data for _, data in self._made.values())])
+        chunk = [pb.Update(revision=ruleset.revision).SerializeToString()]
+        chunk_bytes = 0
+        for _, data in self._made.values():
+            chunk.append(data)
+            chunk_bytes += len(data)
+            if chunk_bytes >= CHUNK_BYTES:
+                yield b"".join(chunk)
+                chunk.clear()
+                chunk_bytes = 0
+        yield b"".join(chunk)
 
     def _take(
         self,

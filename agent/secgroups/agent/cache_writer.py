@@ -65,7 +65,7 @@ class CacheWriter:
                 await asyncio.sleep(self._interval_s)
 
     async def finish(self) -> None:
-        """Save what has not been saved yet; ``run`` must have ended."""
+        """Save what has not been saved yet; ``run`` must have ended. EngineBrokenError if that is not known any more."""
         if self._unsaved or self._saved != self._standing():
             await self._save()
 

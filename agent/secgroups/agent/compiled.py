@@ -15,7 +15,7 @@ Where it differs from the reference, within the contract:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from secgroups.agent.compiled_tables import STATES
 from secgroups.agent.compiled_tap import CompiledTap
 from secgroups.agent.counters import RuleCount, Stats
 from secgroups.agent.effective import EffectiveRuleset, effective_groups, effective_ruleset
-from secgroups.agent.errors import BaseVersionError, UnenforceableError
+from secgroups.agent.errors import BaseVersionError, EngineBrokenError, UnenforceableError
 from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Address, Direction, Explanation, Packet, Reason
 from secgroups.agent.flow_filter import FlowFilter
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 # In a file: what the flows are judged against is not said anywhere.
 _IN_FLUX = bytes(32)
+_BROKEN = "everything is denied; start anew with the last good state"
 _INGRESS_FLAG, _STATE_MASK = 0x10, 0x0F
 
 
@@ -101,12 +102,14 @@ class CompiledEngine:
         # The servers of each group, whether its rules are held or not.
         self._attached: dict[str, set[str]] = {}
         self._ruleset: Ruleset | None = None
+        self._is_broken = False
         self.decide = self._core.decide
         self.decide_many = self._core.decide_many
 
     @property
     def ruleset(self) -> Ruleset:
-        """What is in force."""
+        """What is in force. Raises ``EngineBrokenError``."""
+        self._check()
         if self._ruleset is None:
             self._ruleset = Ruleset(
                 revision=self._revision,
@@ -125,13 +128,31 @@ class CompiledEngine:
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
         """Put ``update`` in force, whole. Raises ``BaseVersionError``, and ``UnenforceableError`` for more servers than there are
-        numbers; then nothing has changed.
+        numbers; then nothing has changed. So it is with a ``MemoryError``.
+
+        ``EngineBrokenError`` says that it ended half way: from then on everything is denied, nothing is changed any more, and
+        nobody can go on with the flows.
         """
+        self._check()
         plan = self._plan(update)
         removed = self._removed(update)
+        self._core.mark(_IN_FLUX)
+        try:
+            return self._put_in_force(update, plan, removed)
+        except BaseException as error:
+            self._is_broken = True
+            if not isinstance(error, Exception):
+                raise
+            reason = "memory ran out" if isinstance(error, MemoryError) else repr(error)
+            raise EngineBrokenError(f"revision {update.revision} was half in force when {reason}: {_BROKEN}") from error
+
+    def _check(self) -> None:
+        if self._is_broken:
+            raise EngineBrokenError(f"an update was half in force when it failed: {_BROKEN}")
+
+    def _put_in_force(self, update: RulesetUpdate, plan: _Plan, removed: set[str]) -> Applied:
         endpoints: list[int] = []
         ended: list[Guard] = []
-        self._core.mark(_IN_FLUX)
         self._core.lock()
         try:
             touched = self._carry_out(plan, endpoints)
@@ -142,6 +163,10 @@ class CompiledEngine:
             if plan.servers:
                 self._count_servers()
             self._table.flush()
+        except BaseException:
+            # Before anybody can ask: half of it may allow what neither the old rules nor the new ones do.
+            self._core.deny_all()
+            raise
         finally:
             self._core.unlock()
         dropped = self._table.sweep(endpoints) if endpoints else 0
@@ -371,7 +396,8 @@ class CompiledEngine:
             self._core.set_servers_count(shard, count)
 
     def let_go(self) -> None:
-        """Leave the table to a successor, with what held for each server."""
+        """Leave the table to a successor, with what held for each server. Raises ``EngineBrokenError``."""
+        self._check()
         for name, binding in self._servers.items():
             self._table.guards[name].inherited = self._effective(binding)
         for guard in self._table.guards.values():
@@ -445,10 +471,18 @@ class CompiledEngine:
 
     def stats(self, now_ns: int) -> Stats:
         """Return the figures of this moment. Takes time in proportion to the flows."""
-        counted = self._core.count_states(now_ns)
-        by_state = {state.value: counted[number] for number, state in STATES.items() if counted[number]}
-        if counted[0]:
-            by_state["REVOKED"] = counted[0]
+        *_, by_state = self._table.counting_states(now_ns)
+        return self._stats(by_state)
+
+    def counting_stats(self, now_ns: int) -> Iterator[Stats | None]:
+        """Return the figures as ``stats`` does in slices of bounded work: yields None while it counts, last the answer."""
+        by_state: Mapping[str, int] = {}
+        for counted in self._table.counting_states(now_ns):
+            by_state = counted
+            yield None
+        yield self._stats(by_state)
+
+    def _stats(self, by_state: Mapping[str, int]) -> Stats:
         figures = self._core.figures()
         return Stats(
             revision=self._revision,
@@ -463,22 +497,18 @@ class CompiledEngine:
             fragments=figures["fragments"],
             fragments_max=self._table.fragments_max,
             verdicts={reason: figures["reasons"][reason] for reason in Reason if figures["reasons"][reason]},
-            rules=self._rule_counts(),
             evicted_unanswered=figures["evicted_unanswered"],
             evicted_answered=figures["evicted_answered"],
             expired=figures["expired"],
         )
 
-    def _rule_counts(self) -> dict[str, RuleCount]:
-        numbers = self._table.numbers
+    def rule_counts(self) -> dict[str, RuleCount]:
+        """Return what the rules in force have let through. Takes time in proportion to the rules."""
+        rule_ids = self._table.numbers.rule_ids
         counts: dict[str, RuleCount] = {}
-        for number in numbers.in_force():
-            packets, total, flows = self._core.rule_counts(number)
-            if packets:
-                held = counts.get(numbers.rule_ids[number], RuleCount())
-                counts[numbers.rule_ids[number]] = RuleCount(
-                    packets=held.packets + packets, bytes=held.bytes + total, flows=held.flows + flows
-                )
+        for number, packets, total, flows in self._core.rule_counts():
+            held = counts.get(rule_ids[number], RuleCount())
+            counts[rule_ids[number]] = RuleCount(packets=held.packets + packets, bytes=held.bytes + total, flows=held.flows + flows)
         return dict(sorted(counts.items()))
 
     def _set_value(self, group_id: str) -> AddressSet:

@@ -159,10 +159,6 @@ class RuleNumbers:
         for number, handle in self._handle_of.items():
             self._core.set_handle(number, handle)
 
-    def in_force(self) -> Iterable[int]:
-        """Return the numbers of the rules in force."""
-        return [number for number in self.by_key.values() if number not in self._gone]
-
     def _collect(self) -> None:
         """Free the numbers that nothing names. Those that are left are not asked about again before there are twice as many."""
         for number in [number for number in self._gone if not self._core.rule_users(number)]:

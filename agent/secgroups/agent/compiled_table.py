@@ -34,6 +34,8 @@ _INGRESS_FLAG, _ANSWERED_FLAG, _REVOKED_FLAG, _STATE_MASK = 0x10, 0x20, 0x40, 0x
 _HANDLE_INDEX_BITS = 20
 _EPOCHS = 0xFFFF_FFFF
 _STATE_NUMBERS = {state.value: number for number, state in STATES.items()} | {REVOKED: 16}
+# What the core counts apart.
+_COUNTED = {state.value: number for number, state in STATES.items()} | {REVOKED: 0}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -247,6 +249,19 @@ class CompiledTable:
                 # Before anybody else has a turn: after that numbers may mean something else.
                 flows = [self._flow(entry) for entry in entries]
                 yield from (flow for flow in flows if flow and self._is_guarded(flow.key) and wanted.matches(flow))
+
+    def counting_states(self, now_ns: int) -> Iterator[dict[str, int]]:
+        """Count the live flows by the names of their states, in slices: yields the counts so far, last the answer."""
+        by_state: dict[str, int] = {}
+        for shard in range(self.shards):
+            start, is_last = 0, False
+            while not is_last:
+                start, found = self.core.count_states(shard, start, now_ns)
+                is_last = not start
+                for name, number in _COUNTED.items():
+                    if found[number]:
+                        by_state[name] = by_state.get(name, 0) + found[number]
+                yield by_state
 
     def live_of(self, servers: Iterable[str], now_ns: int) -> Iterator[Flow]:
         """Yield the live flows of ``servers``."""

@@ -22,9 +22,8 @@ class Stats:
     """Figures of an engine at one moment.
 
     ``flows_by_state`` counts live flows by the name of their state (``REVOKED`` is one); ``entries`` is what the table holds,
-    flows that are over but not yet cleared away included. ``verdicts`` and ``rules`` count since the engine started,
-    ``rules`` only those in force that let something through. ``evicted_*`` are live flows that had to make room, ``expired``
-    dead ones cleared away for it.
+    flows that are over but not yet cleared away included. ``verdicts`` count since the engine started. ``evicted_*`` are live flows
+    that had to make room, ``expired`` dead ones cleared away for it.
     """
 
     revision: int
@@ -39,7 +38,6 @@ class Stats:
     fragments: int
     fragments_max: int
     verdicts: Mapping[Reason, int]
-    rules: Mapping[str, RuleCount]
     evicted_unanswered: int
     evicted_answered: int
     expired: int

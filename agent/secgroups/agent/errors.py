@@ -5,6 +5,7 @@ AgentError
 ├── UnenforceableError     an object of the controller that this agent can't enforce: it is rejected, the last good version stays
 ├── BaseVersionError       a patch does not fit what is held: ask for a full state again
 ├── StreamError            the stream does not fit what was told before: subscribe again and ask for a full state
+├── EngineBrokenError      an update failed when part of it was in force: all is denied, start anew with the last good state
 ├── HeldBackError          a snapshot would remove more servers than may go at once: stay with what is in force and ask again later
 ├── EnforcementError       the kernel does not take what is to be in force: what was enforced before still is, try again
 ├── CacheError             the cached state on disk is damaged: it is set aside and the agent starts empty
@@ -41,6 +42,10 @@ class BaseVersionError(AgentError):
 
 class StreamError(AgentError):
     """A message of the controller that does not fit what it said before."""
+
+
+class EngineBrokenError(AgentError):
+    """An update failed half way, most likely for want of memory. The message says which and why."""
 
 
 class HeldBackError(AgentError):

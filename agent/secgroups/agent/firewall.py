@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from secgroups.agent.compiled import CompiledEngine
 from secgroups.agent.compiled_table import CompiledTable
-from secgroups.agent.counters import Stats
+from secgroups.agent.counters import RuleCount, Stats
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.flow import Explanation, Packet, Verdict
 from secgroups.agent.flow_filter import EVERY_FLOW, FlowFilter
@@ -64,6 +64,10 @@ class Engine(Protocol):
     def mark(self, mark: bytes) -> None: ...
 
     def stats(self, now_ns: int) -> Stats: ...
+
+    def counting_stats(self, now_ns: int) -> Iterator[Stats | None]: ...
+
+    def rule_counts(self) -> dict[str, RuleCount]: ...
 
 
 ENGINES: dict[str, type[Engine]] = {"compiled": CompiledEngine, "reference": ReferenceEngine}
@@ -135,7 +139,11 @@ class Firewall:
         return self._engine.flows
 
     def apply(self, update: RulesetUpdate, now_ns: int) -> Applied:
-        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed."""
+        """Put ``update`` in force, whole. Raises ``BaseVersionError``, and then nothing has changed.
+
+        ``EngineBrokenError`` if it failed half way, most likely for want of memory: everything is denied from then on, and a new
+        firewall has to be made, without these flows.
+        """
         return self._engine.apply(update, now_ns)
 
     def mark(self, mark: bytes) -> None:
@@ -199,5 +207,19 @@ class Firewall:
         return self._engine.counting_cut(update, now_ns)
 
     def stats(self, now_ns: int) -> Stats:
-        """Return the figures of this moment."""
+        """Return the figures of this moment. Takes time in proportion to the flows."""
         return self._engine.stats(now_ns)
+
+    def counting_stats(self, now_ns: int) -> Iterator[Stats | None]:
+        """Return the figures as ``stats`` does, but in slices of some 20 microseconds: yields None, and last the figures.
+
+        Anything may be asked of the firewall in between; a flow is counted as it is when it is reached.
+        """
+        return self._engine.counting_stats(now_ns)
+
+    def rule_counts(self) -> dict[str, RuleCount]:
+        """Return, in ascending order of id, what each rule in force has let through since the engine started, if anything.
+
+        Takes time in proportion to the rules.
+        """
+        return self._engine.rule_counts()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 
 from secgroups.agent.delays import DelayCounts
+from secgroups.agent.figures import stats_of
 from secgroups.agent.flow import Reason
 
 if TYPE_CHECKING:
     from secgroups.agent.cache_writer import CacheWriter
+    from secgroups.agent.counters import Stats
     from secgroups.agent.firewall import Firewall
     from secgroups.agent.replica import Replica
     from secgroups.agent.subscription import Subscription
@@ -19,17 +21,23 @@ if TYPE_CHECKING:
 _PREFIX = "secgroups_agent_"
 
 
-def collect(
+async def collect(
     firewall: Firewall,
     replica: Replica,
     subscription: Subscription,
     writer: CacheWriter,
     clock: Callable[[], int],
     version: str,
-) -> Iterator[Metric]:
-    """Yield all metrics as of now by ``clock``, monotonic nanoseconds."""
+) -> list[Metric]:
+    """Return all metrics as of now by ``clock``, monotonic nanoseconds."""
     now_ns = clock()
-    stats = firewall.stats(now_ns)
+    stats = await stats_of(firewall, now_ns)
+    return list(_metrics(stats, now_ns, replica, subscription, writer, version))
+
+
+def _metrics(
+    stats: Stats, now_ns: int, replica: Replica, subscription: Subscription, writer: CacheWriter, version: str
+) -> Iterator[Metric]:
     yield InfoMetricFamily(f"{_PREFIX}build", "Version of the program", {"version": version})
     yield GaugeMetricFamily(f"{_PREFIX}connected", "Whether there is a stream from the controller", subscription.connected)
     if subscription.last_heard_ns is not None:

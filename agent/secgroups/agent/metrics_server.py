@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -24,7 +24,7 @@ IO_TIMEOUT_S = 5.0
 # Connections at one time; more are closed at once.
 CONNECTIONS_MAX = 16
 
-Collect = Callable[[], Iterable[Metric]]
+Collect = Callable[[], Coroutine[None, None, Iterable[Metric]]]
 
 
 class MetricsServer:
@@ -59,10 +59,7 @@ class _OnLoop(Collector):
         self._loop = loop
 
     def collect(self) -> Iterable[Metric]:
-        async def read() -> list[Metric]:
-            return list(self._collect())
-
-        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(COLLECT_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(self._collect(), self._loop).result(COLLECT_TIMEOUT_S)
 
 
 class _Handler(WSGIRequestHandler):

@@ -23,7 +23,7 @@ from secgroups.agent.cache import LOCK_NAME, Cache, CachedState
 from secgroups.agent.cache_writer import CacheWriter
 from secgroups.agent.compiled_table import CompiledTable
 from secgroups.agent.config import AgentConfig
-from secgroups.agent.errors import CacheError, ConfigError, EnforcementError
+from secgroups.agent.errors import CacheError, ConfigError, EnforcementError, EngineBrokenError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.long_lived import LongLived
@@ -121,6 +121,7 @@ async def _subscribe_and_serve(
     if not config.plaintext:
         background.append(asyncio.create_task(renewal_of(config, open_channel).run()))
     ended = asyncio.create_task(_wait(stopped))
+    grace_s = STOP_GRACE_S
     try:
         if config.ready_file:
             write_ready_file(Path(config.ready_file), server.address, metrics.address if metrics else "")
@@ -138,6 +139,11 @@ async def _subscribe_and_serve(
         for task in background:
             if task.done():
                 task.result()
+    except EngineBrokenError as error:
+        # Said here, as for want of memory the way out may fail as well. The sooner it is started again the better.
+        log.critical("engine_broken", agent_id=config.agent_id, reason=str(error))
+        grace_s = 0.0
+        raise
     finally:
         notify(STOPPING)
         for task in (ended, *background):
@@ -145,7 +151,7 @@ async def _subscribe_and_serve(
         await asyncio.gather(ended, *background, return_exceptions=True)
         if metrics is not None:
             await metrics.stop()
-        await server.stop(STOP_GRACE_S)
+        await server.stop(grace_s)
         await writer.finish()
     log.info("agent_stopped", agent_id=config.agent_id, revision=replica.revision)
 

@@ -24,7 +24,7 @@ from io import BytesIO
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from secgroups.agent.counters import Counters, Stats
+from secgroups.agent.counters import Counters, RuleCount, Stats
 from secgroups.agent.effective import EffectiveGroup, effective_groups, effective_ruleset
 from secgroups.agent.explanation import Decision, explained
 from secgroups.agent.flow import Explanation, Fragment, Packet, Verdict
@@ -235,11 +235,18 @@ class ReferenceEngine:
             fragments=len(self._table.fragments),
             fragments_max=self._table.fragments.fragments_max,
             verdicts=dict(counters.verdicts),
-            rules=dict(sorted(counters.rules.items())),
             evicted_unanswered=counters.evicted_unanswered,
             evicted_answered=counters.evicted_answered,
             expired=counters.expired,
         )
+
+    def counting_stats(self, now_ns: int) -> Iterator[Stats | None]:
+        """Return the figures as ``stats`` does. This engine is for one thread, and counts in one piece."""
+        yield self.stats(now_ns)
+
+    def rule_counts(self) -> dict[str, RuleCount]:
+        """Return what the rules in force have let through."""
+        return dict(sorted(self._counters.rules.items()))
 
     def _judged(self, packet: Packet, now_ns: int) -> Judgement:
         return judge(

@@ -21,6 +21,7 @@ from secgroups.agent.backoff import Backoff
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.delays import Delays
 from secgroups.agent.errors import BaseVersionError, EnforcementError, HeldBackError, StreamError, UnenforceableError
+from secgroups.agent.figures import stats_of
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.flow import Action
 from secgroups.agent.preview_answers import PreviewAnswers
@@ -320,7 +321,7 @@ class Subscription:
         """Send figures each heartbeat."""
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            stats = self._firewall.stats(self._clock())
+            stats = await stats_of(self._firewall, self._clock())
             denies = sum(count for reason, count in stats.verdicts.items() if reason.action is Action.DENY)
             verdicts = {f"REASON_{reason.name}": count for reason, count in stats.verdicts.items()}
             delays = self.commit_to_in_force.counted()

@@ -103,6 +103,13 @@ def request_id_of(value: str) -> str:
     return value
 
 
+def others_planned_of(value: int, validate_only: bool) -> int:
+    """Return how many more objects of a kind a project is to have when one of that kind is made."""
+    if value and not validate_only:
+        raise InvalidError("others_planned", "counts with validate_only alone; leave it out")
+    return value
+
+
 def mask_of(mask: FieldMask, allowed: Sequence[str]) -> frozenset[str]:
     """Return the paths of an update mask."""
     choices = ", ".join(allowed)

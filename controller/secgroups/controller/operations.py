@@ -66,14 +66,18 @@ def ensure_default_group(tx: Transaction, project: str) -> Group:
     return group
 
 
-def create_group(tx: Transaction, *, project: str, name: str, description: str = "") -> Group:
-    """Make a group with the two egress rules that every group is born with."""
+def create_group(tx: Transaction, *, project: str, name: str, description: str = "", others_planned: int = 0) -> Group:
+    """Make a group with the two egress rules that every group is born with.
+
+    For the limit the project has ``others_planned`` groups more than it has.
+    """
     check_name(project, "project")
     check_name(name, "name")
     check_description(description)
     _check_name_is_free(tx, project, name)
     ensure_default_group(tx, project)
-    _check_limit("groups_per_project", f"project {project}", "groups", tx.count_groups(project), 1, tx.limits.groups_per_project)
+    count, more = tx.count_groups(project), 1 + others_planned
+    _check_limit("groups_per_project", f"project {project}", "groups", count, more, tx.limits.groups_per_project)
     return _new_group(tx, project, name, description)
 
 
@@ -278,8 +282,12 @@ def create_server(
     addresses: Sequence[Address],
     agent_id: str = "",
     group_ids: Sequence[str] = (),
+    others_planned: int = 0,
 ) -> Server:
-    """Make a server known; without groups it gets the default one."""
+    """Make a server known; without groups it gets the default one.
+
+    For the limit the project has ``others_planned`` servers more than it has.
+    """
     check_name(server_id, "id")
     default = ensure_default_group(tx, project)
     server = Server(
@@ -297,8 +305,8 @@ def create_server(
     if tx.find_server(project, server_id) is not None:
         raise AlreadyExistsError("server", server_id, f"project {project} has a server {server_id} already")
     _check_addresses(tx, server)
-    count = tx.count_servers(project)
-    _check_limit("servers_per_project", f"project {project}", "servers", count, 1, tx.limits.servers_per_project)
+    count, more = tx.count_servers(project), 1 + others_planned
+    _check_limit("servers_per_project", f"project {project}", "servers", count, more, tx.limits.servers_per_project)
     tx.put_server(None, server)
     return server
 

@@ -25,6 +25,7 @@ from secgroups.controller.model import (
 from secgroups.controller.store.interface import Contents
 
 V = TypeVar("V", Group, Rule, Server)
+K = TypeVar("K")
 
 
 class _Shelf(Generic[V]):
@@ -103,13 +104,13 @@ class State:
             self._amend(rule.project, rule.group_id, rules_revision=change.revision)
 
     def _amend(self, project: str, group_id: str, **values: int) -> None:
-        group = self._groups[project].by_id.get(group_id)
+        group = self.find_group(project, group_id)
         if group is not None:
             self._groups[project].by_id[group_id] = replace(group, **values)  # type: ignore[arg-type]
 
     def _put_group(self, before: Group | None, after: Group | None) -> None:
         if before is not None:
-            self._names.pop((before.project, before.name), None)
+            _release(self._names, (before.project, before.name), before.id)
         if after is not None:
             held = self._groups[after.project].by_id.get(after.id)
             # The members' revision follows changes of servers, which a change of the group itself does not carry on.
@@ -117,7 +118,7 @@ class State:
             self._groups[after.project].put(after.id, kept)
             self._names[after.project, after.name] = after.id
         elif before is not None:
-            self._groups[before.project].drop(before.id)
+            _drop(self._groups, before.project, before.id)
 
     def _put_rule(self, before: Rule | None, after: Rule | None) -> None:
         for rule in (before, after):
@@ -130,7 +131,7 @@ class State:
                 if remote is not None:
                     self._naming[remote][rule.id] = rule
             elif after is None:
-                self._rules[rule.project].drop(rule.id)
+                _drop(self._rules, rule.project, rule.id)
                 _remove(self._rules_by_group, rule.group_id, rule.id)
                 if remote is not None:
                     _remove(self._naming, remote, rule.id)
@@ -141,9 +142,9 @@ class State:
                 _remove(self._servers_by_group, group_id, before.key)
             _remove(self._servers_by_agent, before.agent_id, before.key)
             for address in before.addresses:
-                self._server_by_address.pop((before.project, address), None)
+                _release(self._server_by_address, (before.project, address), before.id)
             if after is None:
-                self._servers[before.project].drop(before.id)
+                _drop(self._servers, before.project, before.id)
         if after is not None:
             self._servers[after.project].put(after.id, after)
             for group_id in after.group_ids:
@@ -236,3 +237,18 @@ def _remove(index: defaultdict[str, dict[str, V]], key: str, item: str) -> None:
         items.pop(item, None)
         if not items:
             del index[key]
+
+
+def _release(owners: dict[K, str], key: K, owner: str) -> None:
+    """Take ``key`` from ``owner``, not from another that one transaction gave it to before this was told of."""
+    if owners.get(key) == owner:
+        del owners[key]
+
+
+def _drop(shelves: defaultdict[str, _Shelf[V]], project: str, id_: str) -> None:
+    """Take an object out of its project's shelf, and the shelf with the last of them."""
+    shelf = shelves.get(project)
+    if shelf is not None:
+        shelf.drop(id_)
+        if not shelf.by_id:
+            del shelves[project]

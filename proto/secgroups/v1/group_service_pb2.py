@@ -26,33 +26,33 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from secgroups.v1 import types_pb2 as secgroups_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/group_service.proto\x12\x0csecgroups.v1\x1a google/protobuf/field_mask.proto\x1a\x18secgroups/v1/types.proto\"s\n\x12\x43reateGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"s\n\x13\x43reateGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\".\n\x0fGetGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"H\n\x10GetGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\"Y\n\x11ListGroupsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"d\n\x12ListGroupsResponse\x12#\n\x06groups\x18\x01 \x03(\x0b\x32\x13.secgroups.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xaa\x01\n\x12UpdateGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"s\n\x13UpdateGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"V\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"s\n\x13\x44\x65leteGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview2\xa6\x03\n\x0cGroupService\x12R\n\x0b\x43reateGroup\x12 .secgroups.v1.CreateGroupRequest\x1a!.secgroups.v1.CreateGroupResponse\x12I\n\x08GetGroup\x12\x1d.secgroups.v1.GetGroupRequest\x1a\x1e.secgroups.v1.GetGroupResponse\x12O\n\nListGroups\x12\x1f.secgroups.v1.ListGroupsRequest\x1a .secgroups.v1.ListGroupsResponse\x12R\n\x0bUpdateGroup\x12 .secgroups.v1.UpdateGroupRequest\x1a!.secgroups.v1.UpdateGroupResponse\x12R\n\x0b\x44\x65leteGroup\x12 .secgroups.v1.DeleteGroupRequest\x1a!.secgroups.v1.DeleteGroupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/group_service.proto\x12\x0csecgroups.v1\x1a google/protobuf/field_mask.proto\x1a\x18secgroups/v1/types.proto\"\x8b\x01\n\x12\x43reateGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x16\n\x0eothers_planned\x18\x06 \x01(\x05\"s\n\x13\x43reateGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\".\n\x0fGetGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"H\n\x10GetGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\"Y\n\x11ListGroupsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"d\n\x12ListGroupsResponse\x12#\n\x06groups\x18\x01 \x03(\x0b\x32\x13.secgroups.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xaa\x01\n\x12UpdateGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"s\n\x13UpdateGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"V\n\x12\x44\x65leteGroupRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"s\n\x13\x44\x65leteGroupResponse\x12\"\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Group\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview2\xa6\x03\n\x0cGroupService\x12R\n\x0b\x43reateGroup\x12 .secgroups.v1.CreateGroupRequest\x1a!.secgroups.v1.CreateGroupResponse\x12I\n\x08GetGroup\x12\x1d.secgroups.v1.GetGroupRequest\x1a\x1e.secgroups.v1.GetGroupResponse\x12O\n\nListGroups\x12\x1f.secgroups.v1.ListGroupsRequest\x1a .secgroups.v1.ListGroupsResponse\x12R\n\x0bUpdateGroup\x12 .secgroups.v1.UpdateGroupRequest\x1a!.secgroups.v1.UpdateGroupResponse\x12R\n\x0b\x44\x65leteGroup\x12 .secgroups.v1.DeleteGroupRequest\x1a!.secgroups.v1.DeleteGroupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secgroups.v1.group_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEGROUPREQUEST']._serialized_start=110
-  _globals['_CREATEGROUPREQUEST']._serialized_end=225
-  _globals['_CREATEGROUPRESPONSE']._serialized_start=227
-  _globals['_CREATEGROUPRESPONSE']._serialized_end=342
-  _globals['_GETGROUPREQUEST']._serialized_start=344
-  _globals['_GETGROUPREQUEST']._serialized_end=390
-  _globals['_GETGROUPRESPONSE']._serialized_start=392
-  _globals['_GETGROUPRESPONSE']._serialized_end=464
-  _globals['_LISTGROUPSREQUEST']._serialized_start=466
-  _globals['_LISTGROUPSREQUEST']._serialized_end=555
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=557
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=657
-  _globals['_UPDATEGROUPREQUEST']._serialized_start=660
-  _globals['_UPDATEGROUPREQUEST']._serialized_end=830
-  _globals['_UPDATEGROUPRESPONSE']._serialized_start=832
-  _globals['_UPDATEGROUPRESPONSE']._serialized_end=947
-  _globals['_DELETEGROUPREQUEST']._serialized_start=949
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1035
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1037
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1152
-  _globals['_GROUPSERVICE']._serialized_start=1155
-  _globals['_GROUPSERVICE']._serialized_end=1577
+  _globals['_CREATEGROUPREQUEST']._serialized_start=111
+  _globals['_CREATEGROUPREQUEST']._serialized_end=250
+  _globals['_CREATEGROUPRESPONSE']._serialized_start=252
+  _globals['_CREATEGROUPRESPONSE']._serialized_end=367
+  _globals['_GETGROUPREQUEST']._serialized_start=369
+  _globals['_GETGROUPREQUEST']._serialized_end=415
+  _globals['_GETGROUPRESPONSE']._serialized_start=417
+  _globals['_GETGROUPRESPONSE']._serialized_end=489
+  _globals['_LISTGROUPSREQUEST']._serialized_start=491
+  _globals['_LISTGROUPSREQUEST']._serialized_end=580
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=582
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=682
+  _globals['_UPDATEGROUPREQUEST']._serialized_start=685
+  _globals['_UPDATEGROUPREQUEST']._serialized_end=855
+  _globals['_UPDATEGROUPRESPONSE']._serialized_start=857
+  _globals['_UPDATEGROUPRESPONSE']._serialized_end=972
+  _globals['_DELETEGROUPREQUEST']._serialized_start=974
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1060
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1062
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1177
+  _globals['_GROUPSERVICE']._serialized_start=1180
+  _globals['_GROUPSERVICE']._serialized_end=1602
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class CreateGroupRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    OTHERS_PLANNED_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """The project, 1 to 128 characters like a name."""
     name: _builtins.str
@@ -41,6 +42,8 @@ class CreateGroupRequest(_message.Message):
     """Optional, at most 128 characters: the same id and body within an hour get the same answer."""
     validate_only: _builtins.bool
     """True: answer what would change and commit nothing."""
+    others_planned: _builtins.int
+    """With validate_only: how many more groups the project is to have by then, for its limit; fewer if negative. Refused without."""
     def __init__(
         self,
         *,
@@ -49,10 +52,11 @@ class CreateGroupRequest(_message.Message):
         description: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        others_planned: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "project", b"project", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "others_planned", b"others_planned", "project", b"project", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from secgroups.v1 import types_pb2 as secgroups_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!secgroups/v1/server_service.proto\x12\x0csecgroups.v1\x1a google/protobuf/field_mask.proto\x1a\x18secgroups/v1/types.proto\"\xa3\x01\n\x13\x43reateServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x11\n\tgroup_ids\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\"v\n\x14\x43reateServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"/\n\x10GetServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"K\n\x11GetServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x8f\x01\n\x12ListServersRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x12\x10\n\x08group_id\x18\x07 \x01(\t\"g\n\x13ListServersResponse\x12%\n\x07servers\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xce\x01\n\x13UpdateServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x11\n\tgroup_ids\x18\x06 \x03(\t\x12/\n\x0bupdate_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x15\n\rvalidate_only\x18\t \x01(\x08\"v\n\x14UpdateServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"W\n\x13\x44\x65leteServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"v\n\x14\x44\x65leteServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview2\xb6\x03\n\rServerService\x12U\n\x0c\x43reateServer\x12!.secgroups.v1.CreateServerRequest\x1a\".secgroups.v1.CreateServerResponse\x12L\n\tGetServer\x12\x1e.secgroups.v1.GetServerRequest\x1a\x1f.secgroups.v1.GetServerResponse\x12R\n\x0bListServers\x12 .secgroups.v1.ListServersRequest\x1a!.secgroups.v1.ListServersResponse\x12U\n\x0cUpdateServer\x12!.secgroups.v1.UpdateServerRequest\x1a\".secgroups.v1.UpdateServerResponse\x12U\n\x0c\x44\x65leteServer\x12!.secgroups.v1.DeleteServerRequest\x1a\".secgroups.v1.DeleteServerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!secgroups/v1/server_service.proto\x12\x0csecgroups.v1\x1a google/protobuf/field_mask.proto\x1a\x18secgroups/v1/types.proto\"\xbb\x01\n\x13\x43reateServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x11\n\tgroup_ids\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x16\n\x0eothers_planned\x18\t \x01(\x05\"v\n\x14\x43reateServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"/\n\x10GetServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"K\n\x11GetServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x8f\x01\n\x12ListServersRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x12\x10\n\x08group_id\x18\x07 \x01(\t\"g\n\x13ListServersResponse\x12%\n\x07servers\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xce\x01\n\x13UpdateServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x05 \x01(\t\x12\x11\n\tgroup_ids\x18\x06 \x03(\t\x12/\n\x0bupdate_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12\x15\n\rvalidate_only\x18\t \x01(\x08\"v\n\x14UpdateServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview\"W\n\x13\x44\x65leteServerRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"v\n\x14\x44\x65leteServerResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.secgroups.v1.Server\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12&\n\x07preview\x18\x03 \x01(\x0b\x32\x15.secgroups.v1.Preview2\xb6\x03\n\rServerService\x12U\n\x0c\x43reateServer\x12!.secgroups.v1.CreateServerRequest\x1a\".secgroups.v1.CreateServerResponse\x12L\n\tGetServer\x12\x1e.secgroups.v1.GetServerRequest\x1a\x1f.secgroups.v1.GetServerResponse\x12R\n\x0bListServers\x12 .secgroups.v1.ListServersRequest\x1a!.secgroups.v1.ListServersResponse\x12U\n\x0cUpdateServer\x12!.secgroups.v1.UpdateServerRequest\x1a\".secgroups.v1.UpdateServerResponse\x12U\n\x0c\x44\x65leteServer\x12!.secgroups.v1.DeleteServerRequest\x1a\".secgroups.v1.DeleteServerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secgroups.v1.server_service
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATESERVERREQUEST']._serialized_start=112
-  _globals['_CREATESERVERREQUEST']._serialized_end=275
-  _globals['_CREATESERVERRESPONSE']._serialized_start=277
-  _globals['_CREATESERVERRESPONSE']._serialized_end=395
-  _globals['_GETSERVERREQUEST']._serialized_start=397
-  _globals['_GETSERVERREQUEST']._serialized_end=444
-  _globals['_GETSERVERRESPONSE']._serialized_start=446
-  _globals['_GETSERVERRESPONSE']._serialized_end=521
-  _globals['_LISTSERVERSREQUEST']._serialized_start=524
-  _globals['_LISTSERVERSREQUEST']._serialized_end=667
-  _globals['_LISTSERVERSRESPONSE']._serialized_start=669
-  _globals['_LISTSERVERSRESPONSE']._serialized_end=772
-  _globals['_UPDATESERVERREQUEST']._serialized_start=775
-  _globals['_UPDATESERVERREQUEST']._serialized_end=981
-  _globals['_UPDATESERVERRESPONSE']._serialized_start=983
-  _globals['_UPDATESERVERRESPONSE']._serialized_end=1101
-  _globals['_DELETESERVERREQUEST']._serialized_start=1103
-  _globals['_DELETESERVERREQUEST']._serialized_end=1190
-  _globals['_DELETESERVERRESPONSE']._serialized_start=1192
-  _globals['_DELETESERVERRESPONSE']._serialized_end=1310
-  _globals['_SERVERSERVICE']._serialized_start=1313
-  _globals['_SERVERSERVICE']._serialized_end=1751
+  _globals['_CREATESERVERREQUEST']._serialized_end=299
+  _globals['_CREATESERVERRESPONSE']._serialized_start=301
+  _globals['_CREATESERVERRESPONSE']._serialized_end=419
+  _globals['_GETSERVERREQUEST']._serialized_start=421
+  _globals['_GETSERVERREQUEST']._serialized_end=468
+  _globals['_GETSERVERRESPONSE']._serialized_start=470
+  _globals['_GETSERVERRESPONSE']._serialized_end=545
+  _globals['_LISTSERVERSREQUEST']._serialized_start=548
+  _globals['_LISTSERVERSREQUEST']._serialized_end=691
+  _globals['_LISTSERVERSRESPONSE']._serialized_start=693
+  _globals['_LISTSERVERSRESPONSE']._serialized_end=796
+  _globals['_UPDATESERVERREQUEST']._serialized_start=799
+  _globals['_UPDATESERVERREQUEST']._serialized_end=1005
+  _globals['_UPDATESERVERRESPONSE']._serialized_start=1007
+  _globals['_UPDATESERVERRESPONSE']._serialized_end=1125
+  _globals['_DELETESERVERREQUEST']._serialized_start=1127
+  _globals['_DELETESERVERREQUEST']._serialized_end=1214
+  _globals['_DELETESERVERRESPONSE']._serialized_start=1216
+  _globals['_DELETESERVERRESPONSE']._serialized_end=1334
+  _globals['_SERVERSERVICE']._serialized_start=1337
+  _globals['_SERVERSERVICE']._serialized_end=1775
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class CreateServerRequest(_message.Message):
     GROUP_IDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    OTHERS_PLANNED_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """The project."""
     id: _builtins.str
@@ -46,6 +47,8 @@ class CreateServerRequest(_message.Message):
     """Optional, at most 128 characters: the same id and body within an hour get the same answer."""
     validate_only: _builtins.bool
     """True: answer what would change and commit nothing."""
+    others_planned: _builtins.int
+    """With validate_only: how many more servers the project is to have by then, for its limit; fewer if negative. Refused without."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 32 addresses."""
@@ -65,10 +68,11 @@ class CreateServerRequest(_message.Message):
         group_ids: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        others_planned: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_id", b"agent_id", "group_ids", b"group_ids", "id", b"id", "name", b"name", "project", b"project", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_id", b"agent_id", "group_ids", b"group_ids", "id", b"id", "name", b"name", "others_planned", b"others_planned", "project", b"project", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

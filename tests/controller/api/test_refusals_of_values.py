@@ -187,6 +187,8 @@ def test_what_no_server_can_have_as_address_is_refused(api: Api, fields: list[st
         (["name"], "UpdateServer", {"id": "w1", "name": LONG, "update_mask": masked("name")}),
         (["agent_id"], "UpdateServer", {"id": "w1", "agent_id": "a/b", "update_mask": masked("agent_id")}),
         (["request_id"], "CreateGroup", {"name": "x", "request_id": LONG}),
+        (["others_planned"], "CreateGroup", {"name": "x", "others_planned": 1}),
+        (["others_planned"], "CreateServer", {"id": "s", "addresses": ["10.0.0.3"], "others_planned": -1}),
         (["request_id"], "CreateRule", {"group_id": "$web", "rule": on_port(80), "request_id": LONG}),
         # Pages.
         (["page_token"], "ListGroups", {"page_token": "x"}),

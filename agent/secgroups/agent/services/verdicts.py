@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.errors import EnforcementError, PacketError
+from secgroups.agent.figures import stats_of
 from secgroups.agent.kernel.counters import KernelCounts
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
@@ -96,7 +97,7 @@ class Verdicts(VerdictServiceServicer):
         except EnforcementError as error:
             await refuse(context, error)
         now_ns = self._clock()
-        stats = self._firewall.stats(now_ns)
+        stats = await stats_of(self._firewall, now_ns)
         verdicts = Counter(stats.verdicts) + Counter(counts.denied)
         response = pb.GetStatsResponse(
             agent_id=self._agent_id,
@@ -109,7 +110,7 @@ class Verdicts(VerdictServiceServicer):
             flows_max=stats.flows_max,
             flows_by_state=stats.flows_by_state,
             verdicts={f"REASON_{reason.name}": count for reason, count in verdicts.items()},
-            rules=_rule_counters(stats.rules, counts.rules),
+            rules=_rule_counters(self._firewall.rule_counts(), counts.rules),
             evicted=stats.evicted,
             from_cache=self._replica.from_cache,
         )

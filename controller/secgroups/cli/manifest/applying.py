@@ -42,6 +42,9 @@ class Applying:
         self._present = present
         # By name; grows as groups are created.
         self._ids = {group.name: group.id for group in present.groups.values()}
+        # At the end of what is created: servers that go have gone by then, groups not yet.
+        self._more_groups = sum(step.action == "created" for step in plan.groups)
+        self._more_servers = sum({"created": 1, "deleted": -1}.get(step.action, 0) for step in plan.servers)
 
     def apply(self) -> list[int]:
         """Make every change; return their revisions. PartialError if one fails after others were made: it says which."""
@@ -129,6 +132,8 @@ class Applying:
     def _create_group(self, step: GroupStep, validate_only: bool) -> Answer:
         request = pb.CreateGroupRequest(name=step.name, description=step.description or "", validate_only=validate_only)
         request.project, request.request_id = self._client.project, new_request_id()
+        if validate_only:
+            request.others_planned = self._more_groups - 1
         answer = self._client.call(self._client.groups.CreateGroup, request)
         if not validate_only:
             self._ids[step.name] = answer.group.id
@@ -169,6 +174,8 @@ class Applying:
             request_id=new_request_id(),
             validate_only=validate_only,
         )
+        if validate_only:
+            request.others_planned = self._more_servers - 1
         return self._client.call(self._client.servers.CreateServer, request)
 
     def _update_server(self, step: ServerStep, validate_only: bool) -> Answer:

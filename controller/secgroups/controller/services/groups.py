@@ -10,6 +10,7 @@ from secgroups.controller.convert import (
     Checks,
     group_message,
     mask_of,
+    others_planned_of,
     page_size_of,
     page_start,
     page_token,
@@ -46,6 +47,7 @@ class GroupService(GroupServiceServicer):
             project=checks.take(project_of, request),
             name=checks.take(check_name, request.name, "name"),
             description=checks.take(check_description, request.description),
+            others_planned=checks.take(others_planned_of, request.others_planned, request.validate_only),
         )
         return await mutate(
             self._core,

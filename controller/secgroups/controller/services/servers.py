@@ -12,6 +12,7 @@ from secgroups.controller.convert import (
     addresses_of,
     group_ids_of,
     mask_of,
+    others_planned_of,
     page_size_of,
     page_start,
     page_token,
@@ -44,6 +45,7 @@ class ServerService(ServerServiceServicer):
             addresses=checks.take(addresses_of, request.addresses, self._limits.addresses_per_server),
             agent_id=checks.take(_name_or_none, request.agent_id, "agent_id"),
             group_ids=checks.take(group_ids_of, request.group_ids, self._limits.groups_per_server),
+            others_planned=checks.take(others_planned_of, request.others_planned, request.validate_only),
         )
         return await mutate(
             self._core,

@@ -16,6 +16,7 @@ from secgroups.lab.cases.loader import load
 from secgroups.lab.cases.local import LocalWorlds
 from secgroups.lab.cases.model import Case
 from secgroups.lab.cases.nodes import CaseFileError
+from secgroups.lab.cases.places import take_place
 from secgroups.lab.cases.report import human_line, json_line, summary
 from secgroups.lab.cases.runner import Outcome, WorldFactory, run_case
 from secgroups.lab.engines import engine_option
@@ -28,7 +29,7 @@ EXIT_FAILED = 1
 
 @click.command("test")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--live", is_flag=True, help="Change the controller that sgctl is pointed at, in a project made for the case.")
+@click.option("--live", is_flag=True, help="Change the controller that sgctl is pointed at, in projects kept for cases.")
 @engine_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per case and line, and nothing else.")
 @click.option("--filter", "wanted", default="", metavar="TEXT", help="Run the cases whose name contains TEXT.")
@@ -76,8 +77,8 @@ def _run(cases: Sequence[Case], make_world: WorldFactory, *, live: bool) -> Iter
 @contextmanager
 def _worlds(settings: CliSettings, engine: str, *, live: bool) -> Iterator[WorldFactory]:
     if live:
-        with settings.connect() as client:
-            yield partial(LiveWorld, client, engine)
+        with settings.connect() as client, take_place(client) as place:
+            yield partial(LiveWorld, client, engine, place)
     else:
         with LocalWorlds(engine) as worlds:
             yield worlds.make

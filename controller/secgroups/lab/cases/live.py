@@ -1,4 +1,4 @@
-"""The world of ``--live``: changes go to a running controller, in projects made for the case and emptied after it.
+"""The world of ``--live``: changes go to a running controller, in projects that are empty before the case and after it.
 
 Policy is the controller's: every flow is put to its ExplainFlow too. Packets are judged by an engine in this process that is given
 the controller's effective rulesets after each change, with the settings and the clock of the case: agents of the installation
@@ -8,10 +8,9 @@ it is skipped.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -30,8 +29,12 @@ if TYPE_CHECKING:
 
     from secgroups.agent.flow import Explanation, Packet, Verdict
     from secgroups.cli.client import Client, Request, Response
+    from secgroups.lab.cases.places import Place
     from secgroups.v1.ruleset_service_pb2 import EffectiveRuleset
     from secgroups.v1.types_pb2 import Group, Rule, RuleSpec, Server
+
+
+T = TypeVar("T")
 
 
 def find_obstacle(case: Case) -> str:
@@ -45,10 +48,10 @@ def find_obstacle(case: Case) -> str:
 class LiveWorld:
     """One world; see ``world.World``. CallError if the controller can't be reached."""
 
-    def __init__(self, client: Client, engine: str, case: Case) -> None:
+    def __init__(self, client: Client, engine: str, place: Place, case: Case) -> None:
         self._client = client
         self._engine = engine
-        self._suffix = f"case-{uuid.uuid4().hex[:12]}"
+        self._place = place
         self._projects: dict[str, str] = {}
         self._clock = Clock()
         self._settings = engine_settings(case.settings)
@@ -58,12 +61,14 @@ class LiveWorld:
 
     @property
     def projects(self) -> list[str]:
-        """The projects that were made for the case."""
+        """The projects that the case has used."""
         return list(self._projects.values())
 
     def _project(self, project: str) -> str:
-        """Return the project that stands for ``project`` of the case."""
-        return self._projects.setdefault(project, f"{project[:100]}-{self._suffix}")
+        """Return the project that stands for ``project`` of the case. RefusedError if it can't."""
+        if project not in self._projects:
+            self._projects[project] = self._refused(lambda: self._place.open_project(project))
+        return self._projects[project]
 
     def _read(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
         return self._refused(lambda: self._client.call(method, request))
@@ -75,7 +80,7 @@ class LiveWorld:
         return response
 
     @staticmethod
-    def _refused(call: Callable[[], Response]) -> Response:
+    def _refused(call: Callable[[], T]) -> T:
         try:
             return call()
         except UnreachableError:
