@@ -209,7 +209,7 @@ class ControllerLife:
         """Stop as a controller does that is told to; to be run in the process."""
         self.serving = False
         self.stopping = True
-        self.core.publisher.end_all("the controller is stopping", 1.0)
+        self.core.publisher.end_all("the controller is stopping", self.core.returns.next_s)
         self.rulesets.close()
         handlers = [connection.handler for connection in self.connections if connection.handler is not None]
         if handlers:

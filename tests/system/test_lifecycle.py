@@ -17,6 +17,9 @@ from threading import Event, Thread, Timer
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
 from running_system import TIMEOUT_S, System, wait_until
 
 from secgroups.lab.stack import Process
@@ -97,9 +100,21 @@ def test_streams_and_waits_are_ended_with_a_reason_when_the_controller_stops(
             for call, again in ((watch, "watch"), (wait, "wait")):
                 assert call.code() is grpc.StatusCode.UNAVAILABLE
                 assert call.details() == f"the controller is stopping; {again} again"
+            # Nobody is asked to come back together with another.
+            delays = [last.go_away.reconnect_after, retry_delay(watch), retry_delay(wait)]
+            assert sorted(delay.ToMilliseconds() for delay in delays) == [1_000, 1_002, 1_004]
             assert "Traceback" not in (site.folder / "controller.log").read_text()
         finally:
             silent.set()
+
+
+def retry_delay(call: grpc.Call) -> Duration:
+    status = rpc_status.from_call(call)
+    assert status is not None
+    (packed,) = [detail for detail in status.details if detail.Is(RetryInfo.DESCRIPTOR)]
+    info = RetryInfo()
+    packed.Unpack(info)
+    return info.retry_delay
 
 
 def test_a_restart_keeps_everything(system: Callable[..., System]) -> None:

@@ -41,6 +41,14 @@ def test_the_programs_know_what_they_are_started_with() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["secgroups-controller", "secgroups-agent"])
+def test_they_count_as_started_when_they_serve_and_are_reloaded_by_sighup(name: str) -> None:
+    settings = dict(re.findall(r"^(\w+)=(.*)$", (UNITS / f"{name}.service").read_text(), re.MULTILINE))
+    assert (settings["Type"], settings["ExecReload"]) == ("notify", "/bin/kill -HUP $MAINPID")
+    # What they say of it goes through a Unix socket.
+    assert "AF_UNIX" in settings["RestrictAddressFamilies"].split()
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("name", ["secgroups-controller", "secgroups-agent"])
 def test_systemd_takes_them_and_finds_little_exposed(tmp_path: Path, name: str) -> None:

@@ -63,8 +63,9 @@ CHANGE = {
 # They name no project.
 READ_OF_NOBODY = {"RuleService/ListPresets", "RulesetService/WaitForRevision"}
 OPERATE = {
-    "AgentService/ListAgents", "AgentService/GetAgent", "OperatorService/Backup", "TrustService/CreateToken",
-    "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent", "TrustService/EnrollAgent",
+    "AgentService/ListAgents", "AgentService/GetAgent", "OperatorService/Backup", "OperatorService/GetStatus",
+    "TrustService/CreateToken", "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent",
+    "TrustService/EnrollAgent",
 }  # fmt: skip
 OWN = {"TrustService/WhoAmI"}
 AGENT = {"AgentService/Subscribe"}

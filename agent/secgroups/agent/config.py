@@ -24,6 +24,7 @@ ENVIRONMENT_PREFIX = "SECGROUPS_AGENT_"
 ID_CHARACTERS_MAX = 128
 CONTROLLER, CONTROLLER_PLAIN = "127.0.0.1:7702", "127.0.0.1:7700"
 ENFORCE_NFTABLES = "nftables"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 # IFNAMSIZ, less the zero at the end.
 INTERFACE_BYTES_MAX = 15
 
@@ -63,6 +64,7 @@ class AgentConfig:
     interface: str = _setting("", "SERVER=IFNAME: a server (project/id) found by interface too, with --enforce; may be repeated")
     kernel_mark_mask: str = _setting(f"{DEFAULT_MASK:#x}", "bits of connection marks that are ours, with --enforce")
     clean_up: bool = _setting(False, "remove from the kernel what --enforce put there, and end")
+    log_level: str = _setting("info", "debug, info, warning or error")
     metrics_listen: str = _setting("", "where to answer Prometheus over HTTP: loopback HOST:PORT; none: nowhere")
     ready_file: str = _setting("", "file to write the address to, as JSON, once the agent serves")
 
@@ -78,6 +80,8 @@ class AgentConfig:
             raise ConfigError(f"listen {self.listen} is not on loopback; without TLS only loopback and unix:PATH are allowed")
         if self.metrics_listen:
             _check_tcp_on_loopback("metrics_listen", self.metrics_listen)
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
         if not 0 < self.max_removal <= 1:
             raise ConfigError(f"max_removal {self.max_removal} is not a share: it must be above 0 and at most 1")
         if not 0.001 <= self.reconnect_min_s <= self.reconnect_max_s <= 3600:

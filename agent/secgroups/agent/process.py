@@ -9,6 +9,7 @@ import random
 import signal
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +29,11 @@ from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.long_lived import LongLived
 from secgroups.agent.metrics import collect
 from secgroups.agent.metrics_server import Collect, MetricsServer
+from secgroups.agent.reloading import Reloading
 from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
 from secgroups.agent.server import AgentServer
+from secgroups.agent.service_manager import READY, STOPPING, notify
 from secgroups.agent.services.verdicts import Verdicts
 from secgroups.agent.subscription import Identity, Subscription, connecting
 from secgroups.agent.transport import OpenChannel, TlsFiles, open_plaintext, open_tls
@@ -45,12 +48,13 @@ STOP_GRACE_S = 1.0
 TLS_FOLDER = "tls"
 
 
-async def run_agent(config: AgentConfig) -> None:
-    """Run until SIGTERM or SIGINT. ConfigError if it can't start."""
+async def run_agent(config: AgentConfig, read_again: Callable[[], AgentConfig]) -> None:
+    """Run until SIGTERM or SIGINT; at SIGHUP the settings are read again. ConfigError if it can't start."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, Reloading(config, read_again).reload)
     cache = Cache(Path(config.state_dir), config.agent_id)
     try:
         if config.clean_up:
@@ -120,6 +124,7 @@ async def _subscribe_and_serve(
     try:
         if config.ready_file:
             write_ready_file(Path(config.ready_file), server.address, metrics.address if metrics else "")
+        notify(READY)
         log.info(
             "agent_started",
             agent_id=config.agent_id,
@@ -134,6 +139,7 @@ async def _subscribe_and_serve(
             if task.done():
                 task.result()
     finally:
+        notify(STOPPING)
         for task in (ended, *background):
             task.cancel()
         await asyncio.gather(ended, *background, return_exceptions=True)

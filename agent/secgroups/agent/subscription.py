@@ -326,6 +326,7 @@ class Subscription:
             delays = self.commit_to_in_force.counted()
             histogram = pb.DelayHistogram(upper_bounds_micros=delays.bounds_us, counts=delays.counts, sum_micros=delays.sum_us)
             report = pb.Report(flows=stats.flows, denies=denies, verdicts=verdicts, commit_to_in_force=histogram)
+            report.time.FromNanoseconds(self._time_of_day_ns())
             if not await self._mention(call, pb.SubscribeRequest(report=report)):
                 return
 

@@ -41,9 +41,9 @@ class Settings:
         """Return a client of the controller, to be used as a context manager. Connects with the first call."""
         from secgroups.cli.client import Client
 
-        return Client(self.controller, project or self.project, self.timeout_s, security=self._security())
+        return Client(self.controller, project or self.project, self.timeout_s, security=self.security())
 
-    def _security(self) -> Security | None:
+    def security(self) -> Security | None:
         """Return how the controller is checked and what it is sent; None in plain text. CliError if that is not known."""
         from secgroups.cli.security import Security, check_plaintext
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 
 # gRPC logs on stderr in a format of its own what is told better elsewhere; it reads this when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -24,13 +25,14 @@ def main() -> int:
 
             sys.stdout.write(restore_from(sys.argv[2:]) + "\n")
             return 0
-        config = read_config(sys.argv[1:], os.environ)
+        read = partial(read_config, sys.argv[1:], os.environ)
+        config = read()
         # Not before the settings are known to work: gRPC takes a while to import.
         from secgroups.controller.logs import set_up_logs
         from secgroups.controller.server import run_controller
 
         set_up_logs(config.log_level)
-        asyncio.run(run_controller(config))
+        asyncio.run(run_controller(config, read))
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -24,6 +24,7 @@ from secgroups.controller.model import Change
 from secgroups.controller.preview import Preview, preview
 from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.publisher import Publisher
+from secgroups.controller.returns import Returns
 from secgroups.controller.state import State
 from secgroups.controller.store.interface import ChangePage, Committed, Pending, Place, RequestKey, Store, Transaction
 from secgroups.controller.store_writer import Work, Writer, WriterThread
@@ -86,6 +87,7 @@ class Core:
             store.close()
             raise
         self.publisher = Publisher(self.state, store)
+        self.returns = Returns()
         self._listeners: list[Listener] = [self.publisher.changed]
         self._waiting = 0
         self._closed = False

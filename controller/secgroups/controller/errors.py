@@ -173,9 +173,13 @@ class StaleEtagError(RequestError):
 
 
 class StoreUnavailableError(ControllerError):
-    """The store can't be written now; nothing was changed."""
+    """The store can't be written now, or the controller is stopping; nothing was changed. Try again in ``retry_after_s``."""
 
     code = "UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StartError(ControllerError):

@@ -33,6 +33,7 @@ from secgroups.controller.errors import (
     StaleEtagError,
     StoreUnavailableError,
 )
+from secgroups.controller.logs import is_logged
 
 if TYPE_CHECKING:
     from secgroups.controller.metrics import Counts
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DOMAIN = "secgroups"
-RETRY_DELAY_S = 1
 # All of a status travels in trailers, which many clients take up to 8 KiB: the message once as it is (percent-encoded) and once
 # within the details, which are encoded by a third longer.
 MESSAGE_BYTES_MAX = 1_536
@@ -85,12 +85,16 @@ def status_of(error: ControllerError) -> Status:
             quota = details.QuotaFailure.Violation(subject=subject, description=f"{error.limit} is {error.most}")
             status.details.add().Pack(details.QuotaFailure(violations=[quota]))
             if isinstance(error, OverloadError):
-                delay = Duration()
-                delay.FromNanoseconds(round(error.retry_after_s * 1e9))
-                status.details.add().Pack(details.RetryInfo(retry_delay=delay))
+                status.details.add().Pack(_retry_info(error.retry_after_s))
         case StoreUnavailableError():
-            status.details.add().Pack(details.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_S)))
+            status.details.add().Pack(_retry_info(error.retry_after_s))
     return status
+
+
+def _retry_info(retry_after_s: float) -> details.RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(round(retry_after_s * 1e9))
+    return details.RetryInfo(retry_delay=delay)
 
 
 def _reason_of(error: ControllerError) -> str:
@@ -162,11 +166,10 @@ def _wire_size(text: str) -> int:
 class ErrorsAndLog(grpc.aio.ServerInterceptor):
     """Wraps the calls of the product's own services, each handler once; health and reflection pass as they are.
 
-    ``log_reads`` logs reads that go well too. ``counts`` counts them all.
+    Reads that go well are logged at the level debug. ``counts`` counts them all.
     """
 
-    def __init__(self, counts: Counts, *, log_reads: bool = False) -> None:
-        self._log_reads = log_reads
+    def __init__(self, counts: Counts) -> None:
         self._counts = counts
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -183,13 +186,11 @@ class ErrorsAndLog(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_OWN_SERVICES):
             return handler
-        self._wrapped[method] = _wrapped(method, handler, self._counts, log_reads=self._log_reads)
+        self._wrapped[method] = _wrapped(method, handler, self._counts)
         return self._wrapped[method]
 
 
-def _wrapped(
-    method: str, handler: grpc.RpcMethodHandler[Any, Any], counts: Counts, *, log_reads: bool
-) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(method: str, handler: grpc.RpcMethodHandler[Any, Any], counts: Counts) -> grpc.RpcMethodHandler[Any, Any]:
     make: Any
     if handler.request_streaming:
         make, call = grpc.stream_stream_rpc_method_handler, handler.stream_stream
@@ -198,16 +199,15 @@ def _wrapped(
     else:
         make, call = grpc.unary_unary_rpc_method_handler, handler.unary_unary
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        _guarded(method.removeprefix(_OWN_SERVICES), call, counts, is_unary=not handler.response_streaming, log_reads=log_reads),
+        _guarded(method.removeprefix(_OWN_SERVICES), call, counts, is_unary=not handler.response_streaming),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
     return made
 
 
-def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_reads: bool) -> Any:
-    is_read = method.partition("/")[2].startswith(_READS)
-    level = logging.DEBUG if is_read else logging.INFO
+def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool) -> Any:
+    level = logging.DEBUG if method.partition("/")[2].startswith(_READS) else logging.INFO
 
     def count(code: str, started_ns: int) -> None:
         counts.calls[method, code] += 1
@@ -237,7 +237,7 @@ def _guarded(method: str, call: Any, counts: Counts, *, is_unary: bool, log_read
             log.exception("rpc_crashed", method=method, incident=incident, peer=context.peer())
             await abort(context, _internal(incident))
         count("OK", started_ns)
-        if log_reads or not is_read:
+        if is_logged(level):
             _log(level, method, "OK", request, context, started_ns, revision=getattr(response, "revision", None))
         return response
 

@@ -329,10 +329,10 @@ class Publisher:
             record.last_heard_us, record.heard_clock_us = now_us, clock_us
             record.report = report or record.report
 
-    def end_all(self, reason: str, reconnect_after_s: float) -> None:
-        """End every stream with a GoAway."""
+    def end_all(self, reason: str, returns_s: Callable[[], float]) -> None:
+        """End every stream with a GoAway. ``returns_s`` is asked for each agent: in how many seconds it may come back."""
         for channel in list(self._roster.channels.values()):
-            channel.end(reason, reconnect_after_s)
+            channel.end(reason, returns_s())
 
     def _progressed(self, channel: AgentChannel, now_us: int) -> None:
         record = self._roster.find(channel.agent_id)

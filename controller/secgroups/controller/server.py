@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +29,8 @@ from secgroups.controller.errors import ConfigError
 from secgroups.controller.interceptors import ErrorsAndLog
 from secgroups.controller.metrics import Counts, collect
 from secgroups.controller.metrics_server import MetricsServer
+from secgroups.controller.reloading import Reloading
+from secgroups.controller.service_manager import READY, STOPPING, notify
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.audit import AuditService
@@ -64,7 +66,6 @@ from secgroups.v1.trust_service_pb2_grpc import add_TrustServiceServicer_to_serv
 log = structlog.get_logger(__name__)
 
 DATABASE = "secgroups.db"
-RECONNECT_AFTER_S = 1.0
 # sun_path of unix(7), less the zero at its end.
 SOCKET_PATH_BYTES_MAX = 107
 REQUEST_BYTES_MAX = 4 << 20
@@ -130,7 +131,7 @@ class ControllerServer:
         self._counts = Counts()
         self._trust = None if config.plaintext else Trust(_data_dir(config), config, self._counts)
         doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
-        interceptors = [*doors, ErrorsAndLog(self._counts, log_reads=config.log_level == "debug"), *gates]
+        interceptors = [*doors, ErrorsAndLog(self._counts), *gates]
         self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
@@ -143,7 +144,8 @@ class ControllerServer:
         add_AuditServiceServicer_to_server(self._audit, self._api)
         settings = StreamSettings(heartbeat_s=config.heartbeat_s)
         add_agents_to_server(Agents(core, settings, counts=self._counts), self._api)
-        add_OperatorServiceServicer_to_server(OperatorService(_data_dir(config) / DATABASE), self._api)
+        operator = OperatorService(_data_dir(config) / DATABASE, lambda: core.state.revision)
+        add_OperatorServiceServicer_to_server(operator, self._api)
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
@@ -170,20 +172,27 @@ class ControllerServer:
         server.add_generic_rpc_handlers((_reflection_v1(names),))
 
     async def start(self) -> None:
-        """Serve."""
+        """Answer. Until ``be_ready`` health says NOT_SERVING."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._trust:
             await self._trust.start()
         await self._api.start()
         await self._admin.start()
+
+    async def be_ready(self) -> None:
+        """Say that the model is loaded, and that agents and clients are welcome: health is SERVING."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, end streams, and end the calls that run after ``grace_s``."""
         await self._health.enter_graceful_shutdown()
         if self._metrics is not None:
             await self._metrics.stop()
-        self._core.publisher.end_all("the controller is stopping", RECONNECT_AFTER_S)
+        self._core.publisher.end_all("the controller is stopping", self._core.returns.next_s)
         self._rulesets.close()
         self._audit.close()
         await asyncio.gather(self._api.stop(grace_s), self._admin.stop(grace_s))
@@ -258,12 +267,13 @@ def _make_reflection_v1_known() -> None:
         pool.AddSerializedFile(text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString())
 
 
-async def run_controller(config: ControllerConfig) -> None:
-    """Run until SIGTERM or SIGINT. StartError if it can't start."""
+async def run_controller(config: ControllerConfig, read_again: Callable[[], ControllerConfig]) -> None:
+    """Run until SIGTERM or SIGINT; at SIGHUP the settings are read again. StartError if it can't start."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, Reloading(config, read_again).reload)
     _tune_interpreter()
     core = _core(config)
     try:
@@ -272,6 +282,8 @@ async def run_controller(config: ControllerConfig) -> None:
         try:
             if config.ready_file:
                 _write_ready_file(Path(config.ready_file), server)
+            await server.be_ready()
+            notify(READY)
             log.info(
                 "controller_started",
                 address=server.address,
@@ -282,6 +294,7 @@ async def run_controller(config: ControllerConfig) -> None:
                 version=version("secgroups"),
             )
             await stopped.wait()
+            notify(STOPPING)
             log.info("controller_stopping", drain_s=config.drain_s)
         finally:
             await server.stop(config.drain_s)

@@ -245,12 +245,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Figures of an agent. ``verdicts`` counts by the name of the reason; ``commit_to_in_force`` is by the agent's clock."""
+    """Figures of an agent. ``verdicts`` counts by the name of the reason; ``commit_to_in_force`` is by the agent's clock.
+
+    ``clock_ahead_us`` is by how much that was ahead of the controller's when the report came; None if it is not said.
+    """
 
     flows: int
     denies: int
     verdicts: Mapping[str, int]
     commit_to_in_force: DelayCounts | None = None
+    clock_ahead_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -480,6 +480,7 @@ class Report(_message.Message):
     DENIES_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     COMMIT_TO_IN_FORCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     flows: _builtins.int
     """Live flows."""
     denies: _builtins.int
@@ -492,6 +493,10 @@ class Report(_message.Message):
     def commit_to_in_force(self) -> Global___DelayHistogram:
         """From the commit of a change to its enforcement, by the agent's clock and oldest_commit_time, since its start. One delay an update."""
 
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The agent's time of day when it reported. Unset: it does not say."""
+
     def __init__(
         self,
         *,
@@ -499,10 +504,11 @@ class Report(_message.Message):
         denies: _builtins.int = ...,
         verdicts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         commit_to_in_force: Global___DelayHistogram | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force", "denies", b"denies", "flows", b"flows", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_to_in_force", b"commit_to_in_force", "denies", b"denies", "flows", b"flows", "time", b"time", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1004,6 +1010,7 @@ class Agent(_message.Message):
     CONNECTED_SINCE_FIELD_NUMBER: _builtins.int
     LAG_FIELD_NUMBER: _builtins.int
     HELD_BACK_FIELD_NUMBER: _builtins.int
+    CLOCK_AHEAD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     connected: _builtins.bool
@@ -1046,6 +1053,12 @@ class Agent(_message.Message):
     def held_back(self) -> Global___HeldBack:
         """The snapshot that it holds back. Unset if it holds none back."""
 
+    @_builtins.property
+    def clock_ahead(self) -> _duration_pb2.Duration:
+        """By how much its clock was ahead of the controller's when it last reported, the way of the report left out; negative: behind. Unset
+        if it has not said. At most 100 years.
+        """
+
     def __init__(
         self,
         *,
@@ -1063,10 +1076,11 @@ class Agent(_message.Message):
         connected_since: _timestamp_pb2.Timestamp | None = ...,
         lag: _duration_pb2.Duration | None = ...,
         held_back: Global___HeldBack | None = ...,
+        clock_ahead: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connected_since", b"connected_since", "held_back", b"held_back", "lag", b"lag", "report", b"report", "staleness", b"staleness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_ahead", b"clock_ahead", "connected_since", b"connected_since", "held_back", b"held_back", "lag", b"lag", "report", b"report", "staleness", b"staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "boot_id", b"boot_id", "connected", b"connected", "connected_since", b"connected_since", "held_back", b"held_back", "host", b"host", "id", b"id", "lag", b"lag", "pending_revisions", b"pending_revisions", "rejected", b"rejected", "report", b"report", "server_count", b"server_count", "staleness", b"staleness", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "boot_id", b"boot_id", "clock_ahead", b"clock_ahead", "connected", b"connected", "connected_since", b"connected_since", "held_back", b"held_back", "host", b"host", "id", b"id", "lag", b"lag", "pending_revisions", b"pending_revisions", "rejected", b"rejected", "report", b"report", "server_count", b"server_count", "staleness", b"staleness", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,21 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#secgroups/v1/operator_service.proto\x12\x0csecgroups.v1\"\x0f\n\rBackupRequest\"d\n\x0e\x42\x61\x63kupResponse\x12(\n\x04head\x18\x01 \x01(\x0b\x32\x18.secgroups.v1.BackupHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"G\n\nBackupHead\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bstore_epoch\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x32X\n\x0fOperatorService\x12\x45\n\x06\x42\x61\x63kup\x12\x1b.secgroups.v1.BackupRequest\x1a\x1c.secgroups.v1.BackupResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#secgroups/v1/operator_service.proto\x12\x0csecgroups.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64\x61tabase_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x05 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x06 \x01(\x04\"\x0f\n\rBackupRequest\"d\n\x0e\x42\x61\x63kupResponse\x12(\n\x04head\x18\x01 \x01(\x0b\x32\x18.secgroups.v1.BackupHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"G\n\nBackupHead\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bstore_epoch\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x32\xa6\x01\n\x0fOperatorService\x12\x45\n\x06\x42\x61\x63kup\x12\x1b.secgroups.v1.BackupRequest\x1a\x1c.secgroups.v1.BackupResponse0\x01\x12L\n\tGetStatus\x12\x1e.secgroups.v1.GetStatusRequest\x1a\x1f.secgroups.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secgroups.v1.operator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKUPREQUEST']._serialized_start=53
-  _globals['_BACKUPREQUEST']._serialized_end=68
-  _globals['_BACKUPRESPONSE']._serialized_start=70
-  _globals['_BACKUPRESPONSE']._serialized_end=170
-  _globals['_BACKUPHEAD']._serialized_start=172
-  _globals['_BACKUPHEAD']._serialized_end=243
-  _globals['_OPERATORSERVICE']._serialized_start=245
-  _globals['_OPERATORSERVICE']._serialized_end=333
+  _globals['_GETSTATUSREQUEST']._serialized_start=86
+  _globals['_GETSTATUSREQUEST']._serialized_end=104
+  _globals['_GETSTATUSRESPONSE']._serialized_start=107
+  _globals['_GETSTATUSRESPONSE']._serialized_end=272
+  _globals['_BACKUPREQUEST']._serialized_start=274
+  _globals['_BACKUPREQUEST']._serialized_end=289
+  _globals['_BACKUPRESPONSE']._serialized_start=291
+  _globals['_BACKUPRESPONSE']._serialized_end=391
+  _globals['_BACKUPHEAD']._serialized_start=393
+  _globals['_BACKUPHEAD']._serialized_end=464
+  _globals['_OPERATORSERVICE']._serialized_start=467
+  _globals['_OPERATORSERVICE']._serialized_end=633
 # @@protoc_insertion_point(module_scope)

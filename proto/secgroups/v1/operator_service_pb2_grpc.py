@@ -40,6 +40,11 @@ class OperatorServiceStub:
                 request_serializer=secgroups_dot_v1_dot_operator__service__pb2.BackupRequest.SerializeToString,
                 response_deserializer=secgroups_dot_v1_dot_operator__service__pb2.BackupResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/secgroups.v1.OperatorService/GetStatus',
+                request_serializer=secgroups_dot_v1_dot_operator__service__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=secgroups_dot_v1_dot_operator__service__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -54,6 +59,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """Says how the controller is: its clock, and the room that its database has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=secgroups_dot_v1_dot_operator__service__pb2.BackupRequest.FromString,
                     response_serializer=secgroups_dot_v1_dot_operator__service__pb2.BackupResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=secgroups_dot_v1_dot_operator__service__pb2.GetStatusRequest.FromString,
+                    response_serializer=secgroups_dot_v1_dot_operator__service__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class OperatorService:
             '/secgroups.v1.OperatorService/Backup',
             secgroups_dot_v1_dot_operator__service__pb2.BackupRequest.SerializeToString,
             secgroups_dot_v1_dot_operator__service__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secgroups.v1.OperatorService/GetStatus',
+            secgroups_dot_v1_dot_operator__service__pb2.GetStatusRequest.SerializeToString,
+            secgroups_dot_v1_dot_operator__service__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class OperatorServiceStub:
     """Sends a copy of the database as it is at one revision, while changes go on. One at a time: FAILED_PRECONDITION for a second one.
     The certificates in the folder trust of the data directory are not in it.
     """
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetStatusRequest, _operator_service_pb2.GetStatusResponse]
+    """Says how the controller is: its clock, and the room that its database has."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -47,6 +49,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Sends a copy of the database as it is at one revision, while changes go on. One at a time: FAILED_PRECONDITION for a second one.
     The certificates in the folder trust of the data directory are not in it.
     """
+    GetStatus: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetStatusRequest, _operator_service_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """Says how the controller is: its clock, and the room that its database has."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What keeps a controller going. All calls need a token of role admin."""
@@ -60,5 +64,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends a copy of the database as it is at one revision, while changes go on. One at a time: FAILED_PRECONDITION for a second one.
         The certificates in the folder trust of the data directory are not in it.
         """
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _operator_service_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.GetStatusResponse, _abc.Awaitable[_operator_service_pb2.GetStatusResponse]]:
+        """Says how the controller is: its clock, and the room that its database has."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -271,6 +271,30 @@ async def test_an_agent_that_reports_but_acknowledges_nothing_is_sent_away(site:
     assert (agent.connected, agent.pending_revisions) == (False, 1)
 
 
+async def test_an_agents_clock_is_compared_with_the_controllers_when_it_reports(site: Site) -> None:
+    await site.server("s1", "a", 1)
+    client = Client(site)
+    await client.say(hello=HELLO)
+    await client.say(report=pb.Report(flows=1))
+    silent = await reported(site, flows=1)
+    assert not silent.HasField("clock_ahead")
+    ahead = pb.Report(flows=2)
+    ahead.time.FromNanoseconds(time.time_ns() + 3_600 * 10**9)
+    await client.say(report=ahead)
+    assert 3_590 < (await reported(site, flows=2)).clock_ahead.ToSeconds() <= 3_600
+    client.call.cancel()
+
+
+async def reported(site: Site, flows: int) -> pb.Agent:
+    """Return what is known of agent a once its report with so many flows has come."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            agent = (await site.agents.GetAgent(pb.GetAgentRequest(id="a"))).agent
+            if agent.report.flows == flows:
+                return agent
+            await asyncio.sleep(0.005)
+
+
 async def test_an_agent_that_takes_nothing_is_given_up_and_its_stream_freed(site: Site) -> None:
     """Its snapshot is larger than what gRPC takes for an agent that does not read."""
     for number in range(1, 300):

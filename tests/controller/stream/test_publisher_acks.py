@@ -6,6 +6,7 @@ import pytest
 from stream_world import Agent, Kind, World, allow, members, mentioned, ops
 
 from secgroups.controller.errors import InvalidError
+from secgroups.controller.returns import Returns
 from secgroups.controller.stream_messages import Ack, GoAway, Hello, Rejected, Report
 
 UNKNOWN = "rule r: direction 0 is not known to this agent"
@@ -222,3 +223,21 @@ def test_records_of_agents_that_guard_nothing_are_bounded(world: World, agent: A
         stranger.pump()
         stranger.disconnect()
     assert world.publisher.agent_ids() == ["a", "stranger-46", "stranger-47", "stranger-48", "stranger-49"]
+
+
+def test_agents_that_are_sent_away_together_are_asked_to_return_one_after_another(world: World, agent: Agent) -> None:
+    agents = [agent, *(Agent(world, f"b{number}").connect() for number in range(3))]
+    for each in agents:
+        each.pump()
+    world.publisher.end_all("the controller is stopping", Returns().next_s)
+    ended = [message for each in agents for message in each.send()]
+    assert all(isinstance(message, GoAway) and message.reason == "the controller is stopping" for message in ended)
+    assert sorted(message.reconnect_after_s for message in ended if isinstance(message, GoAway)) == [1.0, 1.002, 1.004, 1.006]
+
+
+def test_times_to_come_back_are_spread_over_half_a_minute_and_no_longer() -> None:
+    returns = Returns()
+    times_s = [returns.next_s() for _ in range(15_000)]
+    assert len(set(times_s)) == 15_000
+    assert (min(times_s), max(times_s)) == (1.0, 30.998)
+    assert returns.next_s() == 1.0

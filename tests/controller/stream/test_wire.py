@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.model import TCP, Direction, Rule, RuleSpec
-from secgroups.controller.services.stream_wire import Wire, ack_of, hello_of, preview_result_of, report_of
+from secgroups.controller.services.stream_wire import Wire, ack_of, hello_of, preview_result_of, report_message, report_of
 from secgroups.controller.stream_messages import AddressSet, AddressSetPatch, GroupRules, ServerBinding, Update
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import types_pb2 as types
@@ -143,7 +143,7 @@ def values_of(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
     [
         (pb.Hello, lambda made: hello_of(pb.SubscribeRequest(hello=made))),
         (pb.Ack, ack_of),
-        (pb.Report, report_of),
+        (pb.Report, lambda made: report_message(report_of(made, 0))),
         (pb.PreviewResult, preview_result_of),
     ],
     ids=["hello", "ack", "report", "preview_result"],

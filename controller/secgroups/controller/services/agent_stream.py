@@ -193,7 +193,7 @@ class AgentStream:
                     channel.acknowledge(ack_of(request.ack), self._clocks.now_us(), self._clocks.monotonic_us())
                     self._heard(channel)
                 case "report":
-                    self._heard(channel, report_of(request.report))
+                    self._heard(channel, report_of(request.report, self._clocks.now_us()))
                 case "preview_result":
                     channel.questions.answer(preview_result_of(request.preview_result))
                     self._heard(channel)

@@ -94,6 +94,8 @@ class Agents(AgentServiceServicer):
             message.connected_since.CopyFrom(timestamp(status.connected_us))
         if status.report is not None:
             message.report.CopyFrom(report_message(status.report))
+            if status.report.clock_ahead_us is not None:
+                message.clock_ahead.FromMicroseconds(status.report.clock_ahead_us)
         if status.held_back is not None:
             message.held_back.CopyFrom(held_back_message(status.held_back))
         if status.lag_since_us is not None:

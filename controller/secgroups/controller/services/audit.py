@@ -98,7 +98,7 @@ class AuditService(AuditServiceServicer):
                 await news.wait()
         finally:
             self._watchers.discard(news)
-        raise StoreUnavailableError("the controller is stopping; watch again")
+        raise StoreUnavailableError("the controller is stopping; watch again", retry_after_s=self._core.returns.next_s())
 
     @staticmethod
     async def _send(context: Any, changes: Sequence[Change]) -> None:

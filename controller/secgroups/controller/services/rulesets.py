@@ -60,7 +60,7 @@ class RulesetService(RulesetServiceServicer):
                 await news.wait()
         finally:
             self._watchers.remove(watcher)
-        raise StoreUnavailableError("the controller is stopping; watch again")
+        raise StoreUnavailableError("the controller is stopping; watch again", retry_after_s=self._core.returns.next_s())
 
     async def ExplainFlow(self, request: pb.ExplainFlowRequest, context: Context) -> pb.ExplainFlowResponse:
         checks = Checks()
@@ -87,19 +87,21 @@ class RulesetService(RulesetServiceServicer):
         )
 
     async def WaitForRevision(self, request: pb.WaitForRevisionRequest, context: Context) -> pb.WaitForRevisionResponse:
-        stopping = StoreUnavailableError("the controller is stopping; wait again")
         if self._watchers.closed:
-            raise stopping
+            raise self._stopping()
         wait = asyncio.create_task(wait_for_revision(self._core, request))
         self._waits.add(wait)
         try:
             return await wait
         except asyncio.CancelledError:
             if self._watchers.closed:
-                raise stopping from None
+                raise self._stopping() from None
             raise
         finally:
             self._waits.discard(wait)
+
+    def _stopping(self) -> StoreUnavailableError:
+        return StoreUnavailableError("the controller is stopping; wait again", retry_after_s=self._core.returns.next_s())
 
 
 def _server_named(request: pb.GetEffectiveRulesetRequest | pb.WatchEffectiveRulesetRequest) -> tuple[str, str]:

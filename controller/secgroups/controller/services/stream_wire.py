@@ -45,6 +45,8 @@ TEXT_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 512
 FLOWS_MAX = 1 << 40
 DELAY_BOUNDS_MAX = 64
+# What a clock can be off by: what agents say is not to overflow what it is told on in.
+CLOCK_AHEAD_MAX_US = 100 * 366 * 86_400 * 1_000_000
 
 # Ready-made objects kept for the next agent that needs them: the bytes, and what an entry with its object takes beside them.
 READY_BYTES_MAX = 64 << 20
@@ -294,12 +296,19 @@ def ack_of(message: pb.Ack) -> Ack:
     )
 
 
-def report_of(message: pb.Report) -> Report:
-    """Return an agent's figures. What is wrong with them is left out: for a figure no agent is cut off from its rules."""
+def report_of(message: pb.Report, now_us: int) -> Report:
+    """Return an agent's figures, which came at ``now_us`` (time of day).
+
+    What is wrong with them is left out: for a figure no agent is cut off from its rules.
+    """
     known = types.Reason.keys()
     verdicts = {name: count for name, count in message.verdicts.items() if name in known}
     delays = _find_delays(message.commit_to_in_force) if message.HasField("commit_to_in_force") else None
-    return Report(flows=message.flows, denies=message.denies, verdicts=verdicts, commit_to_in_force=delays)
+    ahead_us = None
+    if message.HasField("time"):
+        said_us = message.time.seconds * 1_000_000 + message.time.nanos // 1_000
+        ahead_us = max(-CLOCK_AHEAD_MAX_US, min(said_us - now_us, CLOCK_AHEAD_MAX_US))
+    return Report(flows=message.flows, denies=message.denies, verdicts=verdicts, commit_to_in_force=delays, clock_ahead_us=ahead_us)
 
 
 def _find_delays(message: pb.DelayHistogram) -> DelayCounts | None:

@@ -102,6 +102,7 @@ ACCESS = {
             "AgentService/ListAgents",
             "AgentService/GetAgent",
             "OperatorService/Backup",
+            "OperatorService/GetStatus",
             "TrustService/CreateToken",
             "TrustService/ListTokens",
             "TrustService/RevokeToken",
