@@ -16,6 +16,7 @@ from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
 from secgroups.v1.audit_service_pb2_grpc import AuditServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
+from secgroups.v1.limit_service_pb2_grpc import LimitServiceStub
 from secgroups.v1.operator_service_pb2_grpc import OperatorServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
@@ -149,6 +150,7 @@ class Client(Connection):
         self.rulesets = RulesetServiceStub(self.channel)
         self.agents = AgentServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
+        self.limits = LimitServiceStub(self.channel)
         self.trust = TrustServiceStub(self.channel)
         self.operator = OperatorServiceStub(self.channel)
 

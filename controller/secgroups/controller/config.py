@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secgroups.controller.errors import ConfigError
-from secgroups.controller.model import Limits
+from secgroups.controller.limits import LIMIT_MAX, LIMIT_MIN, LIMIT_NAMES, Limits
 from secgroups.controller.stream_settings import StreamSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_CONTROLLER_"
-LIMIT_MAX = 1_000_000
 DRAIN_MAX_S = 600.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -78,15 +77,15 @@ class ControllerConfig:
             raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise ConfigError(f"drain_s is {self.drain_s:g}, must be 0 to {DRAIN_MAX_S:g}")
-        for name in ("calls_max", "calls_per_s", "streams_per_principal", "watchers_max", *(each.name for each in fields(Limits))):
+        for name in ("calls_max", "calls_per_s", "streams_per_principal", "watchers_max", *LIMIT_NAMES):
             value = getattr(self, name)
-            if not 1 <= value <= LIMIT_MAX:
-                raise ConfigError(f"{name} is {value}, must be 1 to {LIMIT_MAX}")
+            if not LIMIT_MIN <= value <= LIMIT_MAX:
+                raise ConfigError(f"{name} is {value}, must be {LIMIT_MIN} to {LIMIT_MAX}")
         StreamSettings(heartbeat_s=self.heartbeat_s)
 
     def limits(self) -> Limits:
         """Return the limits of the model."""
-        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+        return Limits(**{name: getattr(self, name) for name in LIMIT_NAMES})
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> ControllerConfig:

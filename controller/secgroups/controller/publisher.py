@@ -29,7 +29,7 @@ from secgroups.controller.stream_objects import StreamObjects
 
 if TYPE_CHECKING:
     from secgroups.controller.delays import DelayCounts
-    from secgroups.controller.model import Change
+    from secgroups.controller.model import Change, Object
     from secgroups.controller.state import State
     from secgroups.controller.store.interface import Lineage
 
@@ -146,6 +146,9 @@ class Publisher:
                 return self._rule_changed(_as(Rule, before), _as(Rule, after))
             case "group":
                 return self._group_changed(_as(Group, before), _as(Group, after))
+            case _:
+                # No agent enforces the others.
+                return []
 
     def _group_changed(self, before: Group | None, after: Group | None) -> Marks:
         if after is not None:
@@ -401,7 +404,7 @@ class Publisher:
 ObjectT = TypeVar("ObjectT", Group, Rule, Server)
 
 
-def _as(kind: type[ObjectT], value: Group | Rule | Server | None) -> ObjectT | None:
+def _as(kind: type[ObjectT], value: Object | None) -> ObjectT | None:
     """Return ``value``, which a change of this kind must hold."""
     return value if isinstance(value, kind) else None
 

@@ -35,6 +35,7 @@ from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.audit import AuditService
 from secgroups.controller.services.groups import GroupService
+from secgroups.controller.services.limits import LimitService
 from secgroups.controller.services.operator import OperatorService
 from secgroups.controller.services.rules import RuleService
 from secgroups.controller.services.rulesets import RulesetService
@@ -48,6 +49,7 @@ from secgroups.v1 import (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -57,6 +59,7 @@ from secgroups.v1 import (
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
 from secgroups.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
+from secgroups.v1.limit_service_pb2_grpc import add_LimitServiceServicer_to_server
 from secgroups.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
 from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
@@ -90,6 +93,7 @@ _PROTOS = (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -138,6 +142,7 @@ class ControllerServer:
         add_RuleServiceServicer_to_server(RuleService(core), self._api)
         add_ServerServiceServicer_to_server(ServerService(core, limits), self._api)
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
+        add_LimitServiceServicer_to_server(LimitService(core, limits), self._api)
         self._rulesets = RulesetService(core, self._watchers)
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
         self._audit = AuditService(core)

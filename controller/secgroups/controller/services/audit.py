@@ -12,7 +12,9 @@ from secgroups.controller.audit import Wanted, actor_of, remotes_of
 from secgroups.controller.convert import group_message, page_start, page_token, rule_message, server_message, timestamp
 from secgroups.controller.core import Core
 from secgroups.controller.errors import InvalidError, PreconditionError, StoreUnavailableError
-from secgroups.controller.model import Change, Group, Rule, Server
+from secgroups.controller.limits import LimitOverrides
+from secgroups.controller.model import Change, Group, Object, Rule, Server
+from secgroups.controller.services.limits import limit_overrides_message
 from secgroups.controller.services.mutation import Context
 from secgroups.v1 import audit_service_pb2 as pb
 from secgroups.v1.audit_service_pb2_grpc import AuditServiceServicer
@@ -153,7 +155,7 @@ def _message(change: Change) -> pb.Change:
     return message
 
 
-def _object(thing: Group | Rule | Server) -> pb.ChangedObject:
+def _object(thing: Object) -> pb.ChangedObject:
     match thing:
         case Group():
             return pb.ChangedObject(group=group_message(thing, rule_count=0, server_count=0))
@@ -161,3 +163,5 @@ def _object(thing: Group | Rule | Server) -> pb.ChangedObject:
             return pb.ChangedObject(rule=rule_message(thing))
         case Server():
             return pb.ChangedObject(server=server_message(thing))
+        case LimitOverrides():
+            return pb.ChangedObject(limits=limit_overrides_message(thing))

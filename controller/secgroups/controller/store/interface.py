@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from secgroups.controller.model import Change, Group, Limits, Rule, Server
+from secgroups.controller.limits import LimitOverrides, Limits
+from secgroups.controller.model import Change, Group, Rule, Server
 
 T = TypeVar("T")
 
 
 class Transaction(Protocol):
     """One mutation in the making: what it reads is current, what it writes becomes durable with ``revision`` or not at all."""
-
-    @property
-    def limits(self) -> Limits: ...
 
     @property
     def revision(self) -> int:
@@ -74,6 +72,18 @@ class Transaction(Protocol):
 
     def delete_server(self, server: Server) -> None: ...
 
+    def limits_of(self, project: str) -> Limits:
+        """Return what counts for a project: its overrides, and the controller's defaults for the rest."""
+
+    def find_limit_overrides(self, project: str) -> LimitOverrides | None: ...
+
+    def count_limit_overrides(self) -> int:
+        """Return how many projects have any."""
+
+    def put_limit_overrides(self, before: LimitOverrides | None, after: LimitOverrides) -> None: ...
+
+    def delete_limit_overrides(self, overrides: LimitOverrides) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
@@ -121,6 +131,7 @@ class Contents:
     groups: list[Group] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
+    limit_overrides: list[LimitOverrides] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +172,9 @@ class Lineage(Protocol):
 
 
 class Store(Lineage, Protocol):
-    """Keeps groups, rules and servers. One thread at a time, but for ``Lineage`` and the change log: these at any time.
+    """Keeps groups, rules, servers and limits of projects.
 
-    ``revision`` is that of the last commit.
+    One thread at a time, but for ``Lineage`` and the change log: these at any time. ``revision`` is that of the last commit.
     """
 
     @property

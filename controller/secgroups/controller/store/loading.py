@@ -12,9 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from secgroups.controller.errors import RequestError
+from secgroups.controller.limits import LimitOverrides
 from secgroups.controller.model import Group, Rule, Server
 from secgroups.controller.store.interface import Contents
-from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, address_of, names_of, spec_of_text
+from secgroups.controller.store.records import (
+    GROUP_COLUMNS,
+    LIMIT_COLUMNS,
+    SERVER_COLUMNS,
+    address_of,
+    names_of,
+    spec_of_text,
+)
 
 V = TypeVar("V")
 
@@ -23,6 +31,8 @@ _RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revis
 _SERVERS = f"SELECT {', '.join(SERVER_COLUMNS)} FROM servers ORDER BY project, id"  # noqa: S608
 _ADDRESSES = "SELECT project, server_id, address FROM addresses ORDER BY project, server_id, position"
 _ATTACHMENTS = "SELECT project, server_id, group_id FROM attachments ORDER BY project, server_id, group_id"
+
+_LIMITS = f"SELECT {', '.join(LIMIT_COLUMNS)} FROM limit_overrides ORDER BY project"  # noqa: S608
 
 
 def load(connection: sqlite3.Connection, revision: int) -> Contents:
@@ -44,7 +54,8 @@ class _Loading:
         self._addresses = self._lists(_ADDRESSES)
         self._attached = self._lists(_ATTACHMENTS)
         servers = list(self._each("servers", _SERVERS, self._server))
-        return Contents(revision=revision, groups=groups, rules=rules, servers=servers)
+        limits = list(self._each("limit_overrides", _LIMITS, self._limit_overrides))
+        return Contents(revision=revision, groups=groups, rules=rules, servers=servers, limit_overrides=limits)
 
     def _rows(self, query: str) -> sqlite3.Cursor:
         cursor = self._connection.cursor()
@@ -66,6 +77,9 @@ class _Loading:
         for project, server_id, value in self._rows(query):
             found[project][server_id].append(value)
         return found
+
+    def _limit_overrides(self, *values: Any) -> LimitOverrides:
+        return LimitOverrides(**dict(zip(LIMIT_COLUMNS, values, strict=True)))
 
     def _group(self, id_: str, project: str, name: str, description: str, *values: int) -> Group:
         share = self._share

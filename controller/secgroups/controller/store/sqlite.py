@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from secgroups.controller.errors import RequestError, StoreFileError, StoreUnavailableError
-from secgroups.controller.model import Change, Limits
+from secgroups.controller.limits import Limits
+from secgroups.controller.model import Change
 from secgroups.controller.store import answers, change_log, loading, timelines
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending, Place

@@ -6,10 +6,11 @@ import sqlite3
 from dataclasses import replace
 from typing import Any
 
+from secgroups.controller.limits import LimitOverrides, Limits
 from secgroups.controller.model import (
     Change,
     Group,
-    Limits,
+    Object,
     ObjectKind,
     Rule,
     Server,
@@ -19,8 +20,10 @@ from secgroups.controller.model import (
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.records import (
     GROUP_COLUMNS,
+    LIMIT_COLUMNS,
     SERVER_COLUMNS,
     group_of,
+    limit_overrides_of,
     rule_of,
     server_of,
     server_record,
@@ -34,6 +37,7 @@ _INSERT_SERVER = f"INSERT INTO servers ({', '.join(SERVER_COLUMNS)}) VALUES ({',
 _UPDATE_SERVER = f"UPDATE servers SET {', '.join(f'{name} = ?' for name in SERVER_COLUMNS)} WHERE project = ? AND id = ?"  # noqa: S608
 _COUNT_SERVER = """INSERT INTO projects (project, server_count) VALUES (?, ?)
     ON CONFLICT (project) DO UPDATE SET server_count = server_count + excluded.server_count"""
+_PUT_LIMITS = f"INSERT OR REPLACE INTO limit_overrides ({', '.join(LIMIT_COLUMNS)}) VALUES ({', '.join('?' * len(LIMIT_COLUMNS))})"  # noqa: S608
 _PUT_RULE = """INSERT INTO rules (id, project, group_id, spec, identity, remote_group_id, created_us, revision)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET spec = excluded.spec, revision = excluded.revision"""
 
@@ -45,7 +49,7 @@ class SqliteTransaction:
         self._connection = connection
         self._ids = ids
         self._actor = actor
-        self.limits = limits
+        self._limits = limits
         self.revision = revision
         self.now_us = now_us
         self._changes: dict[tuple[ObjectKind, str], Change] = {}
@@ -177,11 +181,30 @@ class SqliteTransaction:
         self._touch_members(server, None)
         self._note("server", server.key, server, None)
 
+    def limits_of(self, project: str) -> Limits:
+        overrides = self.find_limit_overrides(project)
+        return self._limits if overrides is None else overrides.over(self._limits)
+
+    def find_limit_overrides(self, project: str) -> LimitOverrides | None:
+        row = self._one("SELECT * FROM limit_overrides WHERE project = ?", project)
+        return limit_overrides_of(row) if row else None
+
+    def count_limit_overrides(self) -> int:
+        return self._count("SELECT count(*) FROM limit_overrides")
+
+    def put_limit_overrides(self, before: LimitOverrides | None, after: LimitOverrides) -> None:
+        self._connection.execute(_PUT_LIMITS, [getattr(after, name) for name in LIMIT_COLUMNS])
+        self._note("limits", after.project, before, after)
+
+    def delete_limit_overrides(self, overrides: LimitOverrides) -> None:
+        self._connection.execute("DELETE FROM limit_overrides WHERE project = ?", [overrides.project])
+        self._note("limits", overrides.project, overrides, None)
+
     def _touch_members(self, before: Server | None, after: Server | None) -> None:
         rows = [(self.revision, group_id) for group_id in groups_with_other_members(before, after)]
         self._connection.executemany("UPDATE groups SET members_revision = ? WHERE id = ?", rows)
 
-    def _note(self, kind: ObjectKind, key: str, before: Group | Rule | Server | None, after: Group | Rule | Server | None) -> None:
+    def _note(self, kind: ObjectKind, key: str, before: Object | None, after: Object | None) -> None:
         change = Change(
             revision=self.revision, kind=kind, key=key, before=before, after=after, at_us=self.now_us, actor=self._actor
         )

@@ -79,6 +79,7 @@ ACCESS = {
             "RulesetService/WatchEffectiveRuleset",
             "RulesetService/ExplainFlow",
             "RulesetService/WaitForRevision",
+            "LimitService/GetLimits",
             "AuditService/ListChanges",
             "AuditService/WatchChanges",
         ),
@@ -101,6 +102,8 @@ ACCESS = {
         Needs.ADMIN: (
             "AgentService/ListAgents",
             "AgentService/GetAgent",
+            "LimitService/UpdateLimits",
+            "LimitService/ListLimitOverrides",
             "OperatorService/Backup",
             "OperatorService/GetStatus",
             "TrustService/CreateToken",
