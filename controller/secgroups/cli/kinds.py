@@ -167,6 +167,12 @@ def _object_text(thing: pb.ChangedObject) -> str:
             return f"group {thing.group.name}"
         case "rule":
             return f"rule {thing.rule.id}"
+        case "token":
+            return f"token {thing.token.id}"
+        case "certificate":
+            return f"certificate {thing.certificate.serial}"
+        case "revocation":
+            return f"revocation of agent {thing.revocation.agent_id}"
         case "limits":
             return f"limits of project {thing.limits.project}"
     return f"server {thing.server.project}/{thing.server.id}"
@@ -193,6 +199,14 @@ def _facts(thing: pb.ChangedObject) -> dict[str, str]:
                 "group": thing.rule.group_id,
                 "description": thing.rule.spec.description,
             }
+        case "token":
+            role = pb.Role.Name(thing.token.role).removeprefix("ROLE_").lower()
+            token = thing.token
+            return {"name": token.name, "role": role, "project": token.project, "expires": time_text(token.expires)}
+        case "certificate":
+            return {"agent": thing.certificate.agent_id, "expires": time_text(thing.certificate.expires)}
+        case "revocation":
+            return {"revoked": time_text(thing.revocation.revoked)}
         case "limits":
             own = _limits_of(thing.limits)
             return {_limit_name(kind): own.get(_limit_name(kind), "default") for kind in pb.LimitKind.values() if kind}

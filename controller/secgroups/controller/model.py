@@ -16,6 +16,7 @@ from typing import Literal
 
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.limits import LimitOverrides
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -335,9 +336,9 @@ def check_distinct(values: Sequence[str], field: str) -> None:
         seen[value] = index
 
 
-# What is kept and changed: an object that agents enforce, or what an admin decides about a project.
-Object = Group | Rule | Server | LimitOverrides
-ObjectKind = Literal["group", "rule", "server", "limits"]
+# What is kept and changed: what projects have, and what admins decide about them and about who comes in.
+Object = Group | Rule | Server | LimitOverrides | Token | AgentCertificate | AgentRevocation
+ObjectKind = Literal["group", "rule", "server", "limits", "token", "certificate", "revocation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

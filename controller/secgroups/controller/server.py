@@ -133,7 +133,7 @@ class ControllerServer:
         self._unlisten = core.listen(self._watchers.changed)
         self._health = health.aio.HealthServicer()
         self._counts = Counts()
-        self._trust = None if config.plaintext else Trust(_data_dir(config), config, self._counts)
+        self._trust = None if config.plaintext else Trust(core, _data_dir(config), config, self._counts)
         doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
         interceptors = [*doors, ErrorsAndLog(self._counts), *gates]
         self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)

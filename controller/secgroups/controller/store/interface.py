@@ -6,12 +6,13 @@ controllers on one store could work the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from secgroups.controller.limits import LimitOverrides, Limits
-from secgroups.controller.model import Change, Group, Rule, Server
+from secgroups.controller.model import Change, Group, ObjectKind, Rule, Server
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, KeptCredentials, Token
 
 T = TypeVar("T")
 
@@ -84,6 +85,18 @@ class Transaction(Protocol):
 
     def delete_limit_overrides(self, overrides: LimitOverrides) -> None: ...
 
+    def add_token(self, token: Token) -> None: ...
+
+    def delete_token(self, token: Token) -> None: ...
+
+    def add_certificate(self, certificate: AgentCertificate) -> None: ...
+
+    def forget_certificates(self, ended_us: int) -> None:
+        """Forget those that ended at a time or before. That is no change."""
+
+    def revoke_agent(self, before: AgentRevocation | None, after: AgentRevocation) -> None:
+        """Revoke all certificates of an agent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
@@ -132,6 +145,7 @@ class Contents:
     rules: list[Rule] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
     limit_overrides: list[LimitOverrides] = field(default_factory=list)
+    credentials: KeptCredentials = field(default_factory=KeptCredentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +186,7 @@ class Lineage(Protocol):
 
 
 class Store(Lineage, Protocol):
-    """Keeps groups, rules, servers and limits of projects.
+    """Keeps groups, rules, servers, limits of projects, tokens and what was issued to agents.
 
     One thread at a time, but for ``Lineage`` and the change log: these at any time. ``revision`` is that of the last commit.
     """
@@ -199,10 +213,12 @@ class Store(Lineage, Protocol):
     def changes_since(self, revision: int, limit: int = 1_000) -> ChangePage:
         """Return what happened after ``revision``: about ``limit`` changes, but whole revisions and at least one."""
 
-    def changes_before(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+    def changes_before(
+        self, project: str, before: Place | None, limit: int, without: Collection[ObjectKind] = ()
+    ) -> list[tuple[Change, Place]]:
         """Return the latest changes before a place in the log, None for its end, the newest first, each with its place.
 
-        Of one project, or of all if that is empty.
+        Of one project, or of all if that is empty; those of some kinds of object may be left out.
         """
 
     def changes_of(self, key: str, limit: int) -> list[Change]:

@@ -23,6 +23,8 @@ from secgroups.controller.model import (
     RuleSpec,
     Server,
 )
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
+from secgroups.controller.trust.principals import Role
 
 Row = Mapping[str, Any]
 
@@ -100,6 +102,12 @@ SERVER_COLUMNS = (
     "project", "id", "name", "agent_id", "created_us", "updated_us", "revision", "binding_revision", "previous_agent_ids",
     "moved_revision",
 )  # fmt: skip
+# What the change log tells of them: nothing that is secret.
+_LOGGED: dict[type[Any], tuple[str, ...]] = {
+    Token: ("id", "name", "role", "project", "created_us", "expires_us"),
+    AgentCertificate: ("serial", "agent_id", "issued_us", "expires_us"),
+    AgentRevocation: ("agent_id", "revoked_us"),
+}
 LIMIT_COLUMNS = ("project", "updated_us", "revision", *LIMIT_NAMES)
 
 
@@ -157,6 +165,8 @@ def record_of(thing: Object | None) -> str | None:
         record["spec"] = spec_record(thing.spec)
     elif isinstance(thing, LimitOverrides):
         record = {name: getattr(thing, name) for name in LIMIT_COLUMNS}
+    elif isinstance(thing, Token | AgentCertificate | AgentRevocation):
+        record = {name: getattr(thing, name) for name in _LOGGED[type(thing)]}
     else:
         record = server_record(thing)
         record["addresses"] = [str(address) for address in thing.addresses]
@@ -175,6 +185,12 @@ def thing_of(kind: str, text: str | None) -> Object | None:
         return _rule(record, spec_of(record["spec"]))
     if kind == "limits":
         return limit_overrides_of(record)
+    if kind == "token":
+        return Token(**{**record, "role": Role(record["role"])})
+    if kind == "certificate":
+        return AgentCertificate(**record)
+    if kind == "revocation":
+        return AgentRevocation(**record)
     if "previous_agent_id" in record:
         # Written before there could be several.
         record["previous_agent_ids"] = record["previous_agent_id"]

@@ -30,6 +30,7 @@ from secgroups.controller.store.records import (
     spec_record,
     to_json,
 )
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
 
 _INSERT_GROUP = f"INSERT INTO groups ({', '.join(GROUP_COLUMNS)}) VALUES ({', '.join('?' * len(GROUP_COLUMNS))})"  # noqa: S608
 _UPDATE_GROUP = "UPDATE groups SET name = ?, description = ?, updated_us = ?, revision = ?, rules_revision = ? WHERE id = ?"
@@ -38,6 +39,8 @@ _UPDATE_SERVER = f"UPDATE servers SET {', '.join(f'{name} = ?' for name in SERVE
 _COUNT_SERVER = """INSERT INTO projects (project, server_count) VALUES (?, ?)
     ON CONFLICT (project) DO UPDATE SET server_count = server_count + excluded.server_count"""
 _PUT_LIMITS = f"INSERT OR REPLACE INTO limit_overrides ({', '.join(LIMIT_COLUMNS)}) VALUES ({', '.join('?' * len(LIMIT_COLUMNS))})"  # noqa: S608
+_INSERT_TOKEN = "INSERT INTO tokens (id, name, role, project, created_us, expires_us, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S105
+_INSERT_CERTIFICATE = "INSERT INTO certificates (serial, agent_id, issued_us, expires_us, revoked) VALUES (?, ?, ?, ?, ?)"
 _PUT_RULE = """INSERT INTO rules (id, project, group_id, spec, identity, remote_group_id, created_us, revision)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET spec = excluded.spec, revision = excluded.revision"""
 
@@ -199,6 +202,28 @@ class SqliteTransaction:
     def delete_limit_overrides(self, overrides: LimitOverrides) -> None:
         self._connection.execute("DELETE FROM limit_overrides WHERE project = ?", [overrides.project])
         self._note("limits", overrides.project, overrides, None)
+
+    def add_token(self, token: Token) -> None:
+        values = (token.id, token.name, int(token.role), token.project, token.created_us, token.expires_us, token.hash)
+        self._connection.execute(_INSERT_TOKEN, values)
+        self._note("token", token.id, None, token)
+
+    def delete_token(self, token: Token) -> None:
+        self._connection.execute("DELETE FROM tokens WHERE id = ?", [token.id])
+        self._note("token", token.id, token, None)
+
+    def add_certificate(self, certificate: AgentCertificate) -> None:
+        values = (certificate.serial, certificate.agent_id, certificate.issued_us, certificate.expires_us, certificate.revoked)
+        self._connection.execute(_INSERT_CERTIFICATE, values)
+        self._note("certificate", certificate.serial, None, certificate)
+
+    def forget_certificates(self, ended_us: int) -> None:
+        self._connection.execute("DELETE FROM certificates WHERE expires_us <= ?", [ended_us])
+
+    def revoke_agent(self, before: AgentRevocation | None, after: AgentRevocation) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO revoked_agents VALUES (?, ?)", (after.agent_id, after.revoked_us))
+        self._connection.execute("UPDATE certificates SET revoked = 1 WHERE agent_id = ?", [after.agent_id])
+        self._note("revocation", after.agent_id, before, after)
 
     def _touch_members(self, before: Server | None, after: Server | None) -> None:
         rows = [(self.revision, group_id) for group_id in groups_with_other_members(before, after)]

@@ -13,9 +13,10 @@ from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.services.trust import TrustService
 from secgroups.controller.trust.authority import Authority, write_private
-from secgroups.controller.trust.credentials import Credentials, Token
+from secgroups.controller.trust.credentials import Credentials
 from secgroups.controller.trust.door import Door
 from secgroups.controller.trust.gate import Gate, Sessions
+from secgroups.controller.trust.kept import Token
 from secgroups.controller.trust.principals import Role
 from secgroups.controller.trust.quotas import CallRates
 from secgroups.controller.trust.tokens import new_token
@@ -25,24 +26,26 @@ if TYPE_CHECKING:
     import grpc
 
     from secgroups.controller.config import ControllerConfig
+    from secgroups.controller.core import Core
     from secgroups.controller.metrics import Counts
 
 log = structlog.get_logger(__name__)
 
 FOLDER = "trust"
-DATABASE = "secgroups.db"
+# Who makes it, in the change log.
+OWN_ACTOR = "controller"
 RENEWAL_S = 24 * 3600.0
 
 
 class Trust:
-    """Made when the store is open. ConfigError, in one line, if certificates can't be read or made."""
+    """Made when ``core`` is. ConfigError, in one line, if certificates can't be read or made."""
 
-    def __init__(self, data_dir: Path, config: ControllerConfig, counts: Counts) -> None:
+    def __init__(self, core: Core, data_dir: Path, config: ControllerConfig, counts: Counts) -> None:
         names = {name.strip() for name in config.tls_names.split(",") if name.strip()} | _listened_names(config)
         self._authority = Authority(data_dir / FOLDER, names)
         self._config = config
         sessions = Sessions(config.streams_per_principal)
-        self._credentials = Credentials(data_dir / DATABASE, SYSTEM_CLOCKS.now_us, sessions.end)
+        self._credentials = Credentials(core, SYSTEM_CLOCKS.now_us, sessions.end)
         rates = CallRates(config.calls_per_s, SYSTEM_CLOCKS.monotonic_ns)
         # What a second has room for, on top of what goes on.
         calls_max = config.calls_per_s + config.streams_per_principal
@@ -78,7 +81,7 @@ class Trust:
         self._renewal = asyncio.create_task(self._renew())
 
     async def stop(self) -> None:
-        """End what goes on, and close the database."""
+        """End what goes on."""
         if self._renewal is not None:
             self._renewal.cancel()
             with suppress(asyncio.CancelledError):
@@ -95,7 +98,8 @@ class Trust:
             raise ConfigError(f"operator token {path} can't be written: {error.strerror}") from None
         now_us = SYSTEM_CLOCKS.now_us()
         await self._credentials.add_token(
-            Token(id=token_id, name="operator", role=Role.ADMIN, project="", created_us=now_us, expires_us=None, hash=kept)
+            Token(id=token_id, name="operator", role=Role.ADMIN, project="", created_us=now_us, expires_us=None, hash=kept),
+            actor=OWN_ACTOR,
         )
 
     async def _renew(self) -> None:
