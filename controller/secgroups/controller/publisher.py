@@ -20,6 +20,7 @@ from secgroups.controller.interest import Interest, Marks
 from secgroups.controller.marked import MarkedAgents
 from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
 from secgroups.controller.moves import Move, Moves
+from secgroups.controller.own_revisions import OwnRevisions
 from secgroups.controller.ready_steps import ReadySteps
 from secgroups.controller.resume import Since, Source, is_on_history
 from secgroups.controller.roster import Roster
@@ -48,6 +49,8 @@ class Publisher:
         self._history = SetHistory()
         self._moves = Moves()
         self._roster = Roster(state, self._moves)
+        # The same, as far as one project is concerned.
+        self.own = OwnRevisions(state, self._roster)
         self._marked = MarkedAgents()
         self._source = Source(
             state=state,
@@ -93,6 +96,7 @@ class Publisher:
         What is told at once is sent at once: no agent ever gets a part of it. So revisions that touched the same objects of the
         same agents are one entry in the log.
         """
+        self.own.changed(changes)
         awake: list[AgentChannel] = []
         away: set[str] = set()
         alike: dict[tuple[frozenset[str], frozenset[ObjectKey], bool], list[Since]] = {}
