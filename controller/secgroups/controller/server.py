@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.config import ControllerConfig
+from secgroups.controller.connections import allow_connections, connection_options
 from secgroups.controller.core import Core
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.interceptors import ErrorsAndLog
@@ -102,6 +103,7 @@ _PROTOS = (
 )
 # What an operator asks; nobody else has business there.
 ADMIN_CALLS_MAX = 100
+ADMIN_CONNECTIONS_MAX = 100
 CHANNELZ_SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 SERVICES = tuple(service.full_name for proto in _PROTOS for service in proto.DESCRIPTOR.services_by_name.values())
 
@@ -136,7 +138,9 @@ class ControllerServer:
         self._trust = None if config.plaintext else Trust(core, _data_dir(config), config, self._counts)
         doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
         interceptors = [*doors, ErrorsAndLog(self._counts), *gates]
-        self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
+        connections_max = allow_connections(config.connections_max)
+        options = [*_OPTIONS, *connection_options(connections_max, config.idle_connection_s)]
+        self._api = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
         add_RuleServiceServicer_to_server(RuleService(core), self._api)
@@ -154,7 +158,8 @@ class ControllerServer:
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
-        self._admin = grpc.aio.server(interceptors=[*doors, *gates], options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
+        options = [*_OPTIONS, *connection_options(ADMIN_CONNECTIONS_MAX, config.idle_connection_s)]
+        self._admin = grpc.aio.server(interceptors=[*doors, *gates], options=options, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)
         self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
         # Each address has TLS of its own: gRPC does not take the same object twice.
