@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import resource
 
-import structlog
-
-log = structlog.get_logger(__name__)
-
 # From a connection to the end of its handshakes, TLS and HTTP/2.
 HANDSHAKE_TIMEOUT_MS = 10_000
 # Files for everything but connections: the database, logs, channelz and health, what is asked of the disk.
@@ -42,6 +38,4 @@ def allow_connections(connections_max: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections_max
-    allowed = max(1, (soft - FILES_KEPT) // ADDRESSES)
-    log.warning("connections_bounded_by_files", connections_max=allowed, wanted=connections_max, files_max=soft)
-    return allowed
+    return max(1, (soft - FILES_KEPT) // ADDRESSES)

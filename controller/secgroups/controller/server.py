@@ -125,7 +125,7 @@ _OPTIONS = (
 class ControllerServer:
     """The API on one address, channelz on another, health and reflection on both.
 
-    ``address`` and ``admin_address`` are those that were chosen.
+    ``address`` and ``admin_address`` are those that were chosen; ``connections_max`` is how many the system has room for.
     """
 
     def __init__(self, core: Core, config: ControllerConfig) -> None:
@@ -138,8 +138,8 @@ class ControllerServer:
         self._trust = None if config.plaintext else Trust(core, _data_dir(config), config, self._counts)
         doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
         interceptors = [*doors, ErrorsAndLog(self._counts), *gates]
-        connections_max = allow_connections(config.connections_max)
-        options = [*_OPTIONS, *connection_options(connections_max, config.idle_connection_s)]
+        self.connections_max = allow_connections(config.connections_max)
+        options = [*_OPTIONS, *connection_options(self.connections_max, config.idle_connection_s)]
         self._api = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
@@ -301,6 +301,7 @@ async def run_controller(config: ControllerConfig, read_again: Callable[[], Cont
                 data_dir=config.data_dir,
                 store_epoch=core.store_epoch,
                 revision=core.state.revision,
+                connections_max=server.connections_max,
                 version=version("secgroups"),
             )
             await stopped.wait()
