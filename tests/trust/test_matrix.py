@@ -68,7 +68,7 @@ OPERATE = {
     "AgentService/ListAgents", "AgentService/GetAgent", "LimitService/UpdateLimits", "LimitService/ListLimitOverrides",
     "OperatorService/Backup", "OperatorService/GetStatus",
     "TrustService/CreateToken", "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent",
-    "TrustService/EnrollAgent",
+    "TrustService/EnrollAgent", "TrustService/IssueOperatorCertificate",
 }  # fmt: skip
 OWN = {"TrustService/WhoAmI"}
 AGENT = {"AgentService/Subscribe"}

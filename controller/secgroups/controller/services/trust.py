@@ -8,7 +8,7 @@ from secgroups.controller.errors import InvalidError
 from secgroups.controller.model import check_name
 from secgroups.controller.services.credential_messages import token_message
 from secgroups.controller.services.mutation import Context, actor_of_call
-from secgroups.controller.trust.authority import Authority
+from secgroups.controller.trust.authority import Authority, agent_server_name
 from secgroups.controller.trust.credentials import Credentials
 from secgroups.controller.trust.kept import Token
 from secgroups.controller.trust.principals import Role, caller
@@ -61,6 +61,20 @@ class TrustService(TrustServiceServicer):
         return pb.EnrollAgentResponse(
             certificate_pem=issued.certificate_pem.decode(),
             ca_pem=self._ca_pem.decode(),
+            expires=timestamp(issued.expires_us),
+            authority_pem=self._authority.ca_pem.decode(),
+        )
+
+    async def IssueOperatorCertificate(
+        self, request: pb.IssueOperatorCertificateRequest, context: Context
+    ) -> pb.IssueOperatorCertificateResponse:
+        check_name(request.agent_id, "agent_id")
+        principal = caller.get()
+        issued = self._authority.issue_operator(principal.key if principal else "", request.csr_pem)
+        return pb.IssueOperatorCertificateResponse(
+            certificate_pem=issued.certificate_pem.decode(),
+            authority_pem=self._authority.ca_pem.decode(),
+            agent_server_name=agent_server_name(request.agent_id),
             expires=timestamp(issued.expires_us),
         )
 

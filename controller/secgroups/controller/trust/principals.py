@@ -110,6 +110,7 @@ ACCESS = {
             "TrustService/ListTokens",
             "TrustService/RevokeToken",
             "TrustService/RevokeAgent",
+            "TrustService/IssueOperatorCertificate",
         ),
         Needs.ANYBODY: ("TrustService/WhoAmI",),
         Needs.AGENT: ("AgentService/Subscribe",),
