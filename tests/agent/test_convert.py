@@ -6,10 +6,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 
-from secgroups.agent.convert import address_set, group_rules
+from secgroups.agent.convert import address_set, address_set_patch, group_rules, server_binding
 from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.flow import Direction
-from secgroups.agent.ruleset import Rule
+from secgroups.agent.ruleset import AddressSet, Rule, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import types_pb2 as types
 
@@ -58,6 +58,8 @@ def test_a_spec_with_a_field_that_is_not_known_is_refused_each_time_and_the_one_
         ("rule other: direction 0 is not known to this agent", {"direction": types.DIRECTION_UNSPECIFIED}),
         ("rule other: protocol 0 is not known to this agent", {"protocol": types.PROTOCOL_UNSPECIFIED}),
         ("rule other: remote '10.0.0.1/8' is no canonical CIDR", {"cidr": "10.0.0.1/8"}),
+        ("rule other: remote ::ffff:cb00:7100/120 is IPv4-mapped", {"cidr": "::ffff:cb00:7100/120"}),
+        ("rule other: remote ::ffff:0:0/96 is IPv4-mapped", {"cidr": "::ffff:0:0/96"}),
         ("rule other: its kind of remote is not known to this agent", {"cidr": None}),
         ("rule other: ports with protocol 47", {"protocol": types.PROTOCOL_NUMBER, "protocol_number": 47}),
     ],
@@ -83,3 +85,22 @@ def test_members_come_in_both_families_and_whole() -> None:
         address_set(pb.AddressSet(group_id="g", version=1, ipv4=four.packed[:3]))
     with pytest.raises(UnenforceableError, match="17 bytes of IPv6 addresses, not a multiple of 16"):
         address_set(pb.AddressSet(group_id="g", version=1, ipv6=six.packed + b"x"))
+
+
+MAPPED = IPv6Address("::ffff:10.0.0.9")
+BESIDE = IPv6Address("::fffe:10.0.0.9")
+
+
+def test_an_address_that_is_mapped_is_refused_wherever_it_stands_and_its_neighbour_is_not() -> None:
+    """Else the compiled engine would take it for one of IPv4, and give it what a rule for that allows."""
+    packed = MAPPED.packed
+    for make in (
+        lambda raw: address_set(pb.AddressSet(group_id="g", version=1, ipv6=raw)),
+        lambda raw: address_set_patch(pb.AddressSetPatch(group_id="g", base_version=1, version=2, added_ipv6=raw)),
+        lambda raw: server_binding(pb.ServerBinding(server="p/s", version=1, ipv6=raw)),
+        lambda raw: ServerBinding(server="p/s", version=1, addresses=frozenset({IPv6Address(raw)}), group_ids=()),
+        lambda raw: AddressSet(group_id="g", version=1, members={IPv6Address(raw)}),
+    ):
+        assert make(BESIDE.packed)
+        with pytest.raises(UnenforceableError, match=r"::ffff:a00:9 is IPv4-mapped"):
+            make(packed)

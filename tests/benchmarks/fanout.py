@@ -211,7 +211,7 @@ async def in_turns(calls: Sequence[Any], at_once: int = 50) -> list[Any]:
 class Site:
     """A controller process on a fresh database, its operator and its agents."""
 
-    def __init__(self, folder: Path, agents: int, servers: int) -> None:
+    def __init__(self, folder: Path, agents: int, servers: int, *flags: str) -> None:
         folder.mkdir()
         self._agents, self._servers = agents, servers
         self.controller = Process(
@@ -219,6 +219,7 @@ class Site:
             arguments=[
                 *("secgroups.controller", "--plaintext", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--create"),
                 *("--data-dir", str(folder / "data"), "--groups-per-project", str(agents + 10), "--log-level", "info"),
+                *flags,
             ],
             ready_file=folder / "ready",
             log_file=folder / "log",

@@ -46,11 +46,13 @@ CHANGES_PER_S = 50
 GOOD_CLIENTS, HOSTILE_CLIENTS = 9, 1
 CALL_TIMEOUT_S = 10.0
 LAST_ACT_CHANCE = 0.02
+# The fleet and the hostile client speak plain text, where nobody is asked who it is: what one token may hold with TLS.
+WATCHERS_MAX = 1_000
 
 
 async def load_held(folder: Path, agents: int, seconds: float) -> dict[str, Any]:
     """Hold a load for a while; return what became of those who behave, and of the memory."""
-    site = Site(folder, agents, agents)
+    site = Site(folder, agents, agents, "--watchers-max", str(WATCHERS_MAX))
     hostile: list[subprocess.Popen[bytes]] = []
     replacing: asyncio.Task[None] | None = None
     try:

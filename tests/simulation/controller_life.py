@@ -18,7 +18,7 @@ from virtual_loop import Process
 from secgroups.controller.clocks import Clocks
 from secgroups.controller.core import Core
 from secgroups.controller.errors import ControllerError
-from secgroups.controller.model import Limits
+from secgroups.controller.limits import Limits
 from secgroups.controller.services.agents import Agents
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.groups import GroupService

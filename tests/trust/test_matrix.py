@@ -23,6 +23,7 @@ from secgroups.v1 import (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -36,6 +37,7 @@ PROTOS = (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -52,7 +54,7 @@ READ = {
     "GroupService/GetGroup", "GroupService/ListGroups", "RuleService/GetRule", "RuleService/ListRules", "ServerService/GetServer",
     "ServerService/ListServers", "AttachmentService/ListAttachments", "RulesetService/GetEffectiveRuleset",
     "RulesetService/WatchEffectiveRuleset", "RulesetService/ExplainFlow", "AuditService/ListChanges",
-    "AuditService/WatchChanges",
+    "AuditService/WatchChanges", "LimitService/GetLimits",
 }  # fmt: skip
 CHANGE = {
     "GroupService/CreateGroup", "GroupService/UpdateGroup", "GroupService/DeleteGroup", "RuleService/CreateRule",
@@ -63,9 +65,10 @@ CHANGE = {
 # They name no project.
 READ_OF_NOBODY = {"RuleService/ListPresets", "RulesetService/WaitForRevision"}
 OPERATE = {
-    "AgentService/ListAgents", "AgentService/GetAgent", "OperatorService/Backup", "OperatorService/GetStatus",
+    "AgentService/ListAgents", "AgentService/GetAgent", "LimitService/UpdateLimits", "LimitService/ListLimitOverrides",
+    "OperatorService/Backup", "OperatorService/GetStatus",
     "TrustService/CreateToken", "TrustService/ListTokens", "TrustService/RevokeToken", "TrustService/RevokeAgent",
-    "TrustService/EnrollAgent",
+    "TrustService/EnrollAgent", "TrustService/IssueOperatorCertificate",
 }  # fmt: skip
 OWN = {"TrustService/WhoAmI"}
 AGENT = {"AgentService/Subscribe"}

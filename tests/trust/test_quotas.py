@@ -15,6 +15,7 @@ from trusted_site import TIMEOUT_S, Site, bearer
 
 from secgroups.controller.errors import OverloadError
 from secgroups.controller.trust.gate import STREAMS_PER_AGENT_MAX
+from secgroups.controller.trust.office import CALLS_PER_S_OF_AGENT
 from secgroups.controller.trust.quotas import SWEEP_MIN, CallRates
 from secgroups.v1 import agent_service_pb2 as agents
 from secgroups.v1 import ruleset_service_pb2 as rulesets
@@ -119,11 +120,18 @@ def test_what_a_role_does_not_allow_counts_as_well(narrow: Site) -> None:
         assert {each.exception().code().name for each in pending} == {"PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
 
 
-def test_an_agent_may_call_as_often_as_it_likes(narrow: Site) -> None:
-    with narrow.enroll("eager") as channel:
+def test_an_agent_has_a_rate_of_its_own_and_what_it_asks_too_often_holds_up_no_other(narrow: Site) -> None:
+    with narrow.enroll("eager") as channel, narrow.enroll("modest") as other:
         who = TrustServiceStub(channel).WhoAmI
-        pending = [who.future(pb.WhoAmIRequest(), timeout=TIMEOUT_S) for _ in range(10 * CALLS_PER_S)]
-        assert {each.result().agent_id for each in pending} == {"eager"}
+        pending = [who.future(pb.WhoAmIRequest(), timeout=TIMEOUT_S) for _ in range(20 * CALLS_PER_S_OF_AGENT)]
+        refused = [error for each in pending if (error := each.exception()) is not None]
+        assert refused
+        # More than with a token here.
+        assert len(pending) - len(refused) >= CALLS_PER_S_OF_AGENT > CALLS_PER_S
+        for error in refused:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert 0 < detail(error, details.RetryInfo).retry_delay.ToNanoseconds() <= SECOND_NS
+        assert TrustServiceStub(other).WhoAmI(pb.WhoAmIRequest(), timeout=TIMEOUT_S).agent_id == "modest"
 
 
 def test_so_many_streams_of_one_token_and_no_more_until_one_has_ended(narrow: Site) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import grpc
 import pytest
 from trusted_site import TIMEOUT_S, Site, issued_before, key_and_csr
 
-from secgroups.controller.errors import LimitError, UnauthenticatedError
+from secgroups.controller.core import WAITING_MAX, Core
+from secgroups.controller.errors import LimitError, StoreUnavailableError, UnauthenticatedError
 from secgroups.controller.store.sqlite import SqliteStore
 from secgroups.controller.trust.authority import Issued
-from secgroups.controller.trust.credentials import CERTIFICATES_PER_AGENT_MAX, Credentials, Token
+from secgroups.controller.trust.credentials import CERTIFICATES_PER_AGENT_MAX, Credentials
 from secgroups.controller.trust.gate import Sessions
+from secgroups.controller.trust.kept import Token
 from secgroups.controller.trust.principals import Principal, Role, ShownCertificate
 from secgroups.controller.trust.tokens import new_token
 from secgroups.v1 import agent_service_pb2 as agents
@@ -37,11 +39,20 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-async def credentials(database: Path) -> AsyncIterator[Credentials]:
-    made = Credentials(database, lambda: NOW_US, lambda _: None)
+@asynccontextmanager
+async def opened(database: Path, revoked: Callable[[str], None] = lambda _: None) -> AsyncIterator[Credentials]:
+    """Open what a database keeps, with the core that keeps it, and close both."""
+    core = Core(SqliteStore(database))
+    made = Credentials(core, lambda: NOW_US, revoked)
     yield made
     await made.close()
+    await core.close()
+
+
+@pytest.fixture
+async def credentials(database: Path) -> AsyncIterator[Credentials]:
+    async with opened(database) as made:
+        yield made
 
 
 def token(role: Role = Role.ADMIN, expires_us: int | None = None) -> tuple[Token, str]:
@@ -116,44 +127,69 @@ async def test_an_admin_that_is_revoked_while_it_makes_a_token_or_enrols_an_agen
 async def test_who_revokes_and_does_not_wait_has_revoked_all_the_same(database: Path, what: str) -> None:
     """What is on disk and what counts are the same, though the call is cancelled in the middle of the writing."""
     ended: list[str] = []
-    credentials = Credentials(database, lambda: NOW_US, ended.append)
     made, text = token()
-    await credentials.add_token(made)
-    await credentials.add_certificate("a", issued("1"))
-    with closing(sqlite3.connect(database, isolation_level=None)) as other:
-        # The writing has begun and can't go on.
-        other.execute("BEGIN IMMEDIATE")
-        change = credentials.revoke_token(made.id) if what == "token" else credentials.revoke_agent("a")
-        call = asyncio.create_task(change)
-        while not credentials._writing.locked():
-            await asyncio.sleep(0)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        other.execute("ROLLBACK")
-    await credentials.close()
+    async with opened(database, ended.append) as credentials:
+        await credentials.add_token(made)
+        await credentials.add_certificate("a", issued("1"))
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            # The writing has begun and can't go on.
+            other.execute("BEGIN IMMEDIATE")
+            change = credentials.revoke_token(made.id) if what == "token" else credentials.revoke_agent("a")
+            call = asyncio.create_task(change)
+            while not credentials._writing.locked():
+                await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            other.execute("ROLLBACK")
     assert ended == [made.id if what == "token" else "agent/a"]
     assert (credentials.find_token(text) is None) == (what == "token")
     assert (credentials.find_agent(shown("a", "1")) is None) == (what == "agent")
-    again = Credentials(database, lambda: NOW_US, ended.append)
-    assert (again.find_token(text) is None) == (what == "token")
-    assert (again.find_agent(shown("a", "1")) is None) == (what == "agent")
-    await again.close()
+    async with opened(database) as again:
+        assert (again.find_token(text) is None) == (what == "token")
+        assert (again.find_agent(shown("a", "1")) is None) == (what == "agent")
 
 
-async def test_a_certificate_that_is_not_known_is_revoked_by_when_it_begins(credentials: Credentials, database: Path) -> None:
+async def test_who_floods_the_controller_with_changes_does_not_keep_an_admin_from_revoking(database: Path) -> None:
+    core = Core(SqliteStore(database))
+    credentials = Credentials(core, lambda: NOW_US, lambda _: None)
+    made, text = token(Role.EDITOR)
+    await credentials.add_token(made)
+    go_on = threading.Event()
+    flood = [asyncio.create_task(core.change(lambda _: go_on.wait(TIMEOUT_S)))]
+    flood += [asyncio.create_task(core.change(lambda _: None)) for _ in range(WAITING_MAX - 1)]
+    while core.waiting < WAITING_MAX:
+        await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailableError, match="changes are waiting"):
+        await core.change(lambda _: None)
+    revoked = asyncio.create_task(credentials.revoke_token(made.id))
+    while core.waiting == WAITING_MAX:
+        await asyncio.sleep(0)
+    go_on.set()
+    await revoked
+    assert credentials.find_token(text) is None
+    await asyncio.gather(*flood)
+    await core.close()
+
+
+async def test_a_certificate_that_is_not_known_is_revoked_by_when_it_begins(credentials: Credentials) -> None:
     earlier, later, of_another = shown("a", "1", NOW_US - 1), shown("a", "2", NOW_US + 1), shown("b", "3", NOW_US - 1)
     assert all(credentials.find_agent(each) for each in (earlier, later, of_another))
     assert await credentials.revoke_agent("a") == 0
     assert [credentials.find_agent(each) is not None for each in (earlier, later, of_another)] == [False, True, True]
-    again = Credentials(database, lambda: NOW_US, lambda _: None)
-    assert [again.find_agent(each) is not None for each in (earlier, later, of_another)] == [False, True, True]
-    # One that is known counts by itself: it is dated back a little, for clocks that are behind.
-    await again.add_certificate("a", issued("9"))
-    assert again.find_agent(shown("a", "9", NOW_US - 300_000_000)) is not None
-    await again.close()
+
+
+async def test_revocations_and_certificates_count_after_a_restart(database: Path) -> None:
+    earlier, later, of_another = shown("a", "1", NOW_US - 1), shown("a", "2", NOW_US + 1), shown("b", "3", NOW_US - 1)
+    async with opened(database) as credentials:
+        await credentials.revoke_agent("a")
+    async with opened(database) as again:
+        assert [again.find_agent(each) is not None for each in (earlier, later, of_another)] == [False, True, True]
+        # One that is known counts by itself: it is dated back a little, for clocks that are behind.
+        await again.add_certificate("a", issued("9"))
+        assert again.find_agent(shown("a", "9", NOW_US - 300_000_000)) is not None
 
 
 async def test_an_agent_that_renews_again_and_again_takes_no_more_than_its_share(credentials: Credentials) -> None:

@@ -78,7 +78,7 @@ def test_an_agent_is_enrolled_into_a_folder_and_revoked(site: Site, sgctl: Cli, 
     folder = tmp_path / "agent"
     assert "enrolled until" in sgctl("agent", "enroll", "hv-1", "--out", str(folder))
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
-        ("ca.pem", "agent.pem", "agent-key.pem"), 0o600
+        ("ca.pem", "authority.pem", "agent.pem", "agent-key.pem"), 0o600
     )
     assert "1 were known" in sgctl("agent", "revoke", "hv-1")
     assert "0 were known" in sgctl("agent", "revoke", "hv-1")

@@ -45,7 +45,8 @@ class AgentConfig:
         "",
         f"where the controller listens for agents: HOST:PORT or unix:PATH (default {CONTROLLER}, plain {CONTROLLER_PLAIN})",
     )
-    listen: str = _setting("127.0.0.1:7710", "where to answer verdicts: loopback HOST:PORT (port 0 takes a free one) or unix:PATH")
+    listen: str = _setting("127.0.0.1:7710", "where to answer verdicts: HOST:PORT (port 0 takes a free one) or unix:PATH")
+    listen_tls: bool = _setting(False, "answer verdicts with TLS, to operators and this agent alone; beyond loopback, always so")
     state_dir: str = _setting("", "folder for the cached state; of this agent alone")
     plaintext: bool = _setting(False, "subscribe without TLS; for controllers with --plaintext, on loopback and Unix sockets only")
     tls_dir: str = _setting("", "folder with ca.pem, agent.pem and agent-key.pem from sgctl agent enroll; none: tls in state_dir")
@@ -76,8 +77,8 @@ class AgentConfig:
             object.__setattr__(self, "controller", CONTROLLER_PLAIN if self.plaintext else CONTROLLER)
         _check_endpoint("controller", self.controller, port_min=1)
         _check_endpoint("listen", self.listen, port_min=0)
-        if not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0]):
-            raise ConfigError(f"listen {self.listen} is not on loopback; without TLS only loopback and unix:PATH are allowed")
+        if self.plaintext and self.answers_with_tls:
+            raise ConfigError(f"listen {self.listen}, but for loopback and unix:PATH, and listen_tls need TLS, not --plaintext")
         if self.metrics_listen:
             _check_tcp_on_loopback("metrics_listen", self.metrics_listen)
         if self.log_level not in LOG_LEVELS:
@@ -100,6 +101,13 @@ class AgentConfig:
         if (self.interface or self.clean_up) and not self.enforce:
             raise ConfigError(f"interface and clean_up are for --enforce {ENFORCE_NFTABLES}, which is not set")
         self.kernel_settings()
+
+    @property
+    def answers_with_tls(self) -> bool:
+        """Whether verdicts are for those alone who show a certificate: everywhere but on this host."""
+        if self.listen_tls:
+            return True
+        return not self.listen.startswith("unix:") and not _is_loopback(self.listen.rpartition(":")[0])
 
     def engine_settings(self) -> EngineSettings:
         """Return the settings of the firewall."""

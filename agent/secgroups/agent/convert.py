@@ -15,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.flow import ICMP, TCP, UDP, Direction
-from secgroups.agent.members import IPV4_BYTES, IPV6_BYTES, Members
+from secgroups.agent.members import IPV4_BYTES, IPV6_BYTES, Members, refuse_mapped
 from secgroups.agent.removal_limit import HeldBack
 from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Network, Rule, Ruleset, RulesetUpdate, ServerBinding
 from secgroups.v1 import agent_service_pb2 as pb
@@ -88,13 +88,14 @@ def ruleset_update(message: pb.Update) -> RulesetUpdate:
 
 
 def unpack(ipv4: bytes, ipv6: bytes) -> Members:
-    """Return packed addresses. UnenforceableError if there is a rest."""
+    """Return packed addresses. UnenforceableError if there is a rest, or one is IPv4-mapped."""
     for name, packed, size in (("IPv4", ipv4, IPV4_BYTES), ("IPv6", ipv6, IPV6_BYTES)):
         if len(packed) % size:
             raise UnenforceableError(f"{len(packed)} bytes of {name} addresses, not a multiple of {size}")
     parts = [ipv4[at : at + IPV4_BYTES] for at in range(0, len(ipv4), IPV4_BYTES)]
-    parts += [ipv6[at : at + IPV6_BYTES] for at in range(0, len(ipv6), IPV6_BYTES)]
-    return Members.unpacked(parts)
+    parts6 = [ipv6[at : at + IPV6_BYTES] for at in range(0, len(ipv6), IPV6_BYTES)]
+    refuse_mapped(parts6)
+    return Members.unpacked(parts + parts6)
 
 
 def _rule(message: pb.PolicyRule) -> Rule:

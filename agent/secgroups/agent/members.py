@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from ipaddress import IPv4Address, IPv6Address
 
+from secgroups.agent.errors import UnenforceableError
 from secgroups.agent.flow import Address
 
 IPV4_BYTES, IPV6_BYTES = 4, 16
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def refuse_mapped(packed: Iterable[bytes]) -> None:
+    """UnenforceableError if one of these addresses is IPv4-mapped."""
+    for raw in packed:
+        if raw.startswith(_MAPPED) and len(raw) == IPV6_BYTES:
+            raise UnenforceableError(f"{IPv6Address(raw)} is IPv4-mapped; it is an address of IPv4 or of none")
 
 
 class Members(Set[Address]):
@@ -19,7 +28,9 @@ class Members(Set[Address]):
     __slots__ = ("packed",)
 
     def __init__(self, addresses: Iterable[Address] = ()) -> None:
+        """Take in addresses. UnenforceableError if one is IPv4-mapped: it is one of IPv4 or of none."""
         self.packed = frozenset([address.packed for address in addresses])
+        refuse_mapped(self.packed)
 
     @classmethod
     def of(cls, addresses: Set[Address]) -> Members:

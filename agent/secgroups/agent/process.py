@@ -32,7 +32,7 @@ from secgroups.agent.metrics_server import Collect, MetricsServer
 from secgroups.agent.reloading import Reloading
 from secgroups.agent.removal_limit import RemovalLimit
 from secgroups.agent.replica import Replica, held_in, mark_of
-from secgroups.agent.server import AgentServer
+from secgroups.agent.server import AgentServer, Protected
 from secgroups.agent.service_manager import READY, STOPPING, notify
 from secgroups.agent.services.verdicts import Verdicts
 from secgroups.agent.subscription import Identity, Subscription, connecting
@@ -113,7 +113,8 @@ async def _subscribe_and_serve(
         reconnect_max_s=config.reconnect_max_s,
         connect=connecting(open_channel),
     )
-    server = AgentServer(config.listen, Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel))
+    verdicts = Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel)
+    server = AgentServer(config.listen, verdicts, protected_by(config))
     await server.start()
     read = partial(collect, firewall, replica, subscription, writer, time.monotonic_ns, program_version())
     metrics = serve_metrics(config, read)
@@ -168,6 +169,17 @@ def open_channel_of(config: AgentConfig) -> OpenChannel:
 def tls_files_of(config: AgentConfig) -> TlsFiles:
     """Return the files with which the agent shows who it is."""
     return TlsFiles(Path(config.tls_dir) if config.tls_dir else Path(config.state_dir) / TLS_FOLDER)
+
+
+def protected_by(config: AgentConfig) -> Protected | None:
+    """Return how verdicts are protected, None where only this host can ask. ConfigError if there is no certificate to show."""
+    if not config.answers_with_tls:
+        return None
+    # To import what reads certificates takes a while.
+    from secgroups.agent.callers import Callers
+    from secgroups.agent.server_files import ServerFiles
+
+    return Protected(ServerFiles(tls_files_of(config)).credentials(), Callers(config.agent_id))
 
 
 def renewal_of(config: AgentConfig, open_channel: OpenChannel) -> Renewal:

@@ -48,6 +48,9 @@ class Rule:
             raise UnenforceableError(f"rule {self.id}: ICMP type {self.icmp_type} with protocol {self.protocol}")
         if self.icmp_code is not None and (self.icmp_type is None or not 0 <= self.icmp_code <= 255):
             raise UnenforceableError(f"rule {self.id}: ICMP code {self.icmp_code} with type {self.icmp_type}")
+        if isinstance(self.remote, IPv6Network) and self.remote.prefixlen >= 96 and self.remote.network_address.ipv4_mapped:
+            # For an engine these are IPv4: it would allow what it does not say.
+            raise UnenforceableError(f"rule {self.id}: remote {self.remote} is IPv4-mapped; it is a network of IPv4 or of none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,11 @@ class ServerBinding:
     version: int
     addresses: frozenset[Address]
     group_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for address in self.addresses:
+            if address.version == 6 and address.ipv4_mapped is not None:
+                raise UnenforceableError(f"server {self.server}: {address} is IPv4-mapped; it is an address of IPv4 or of none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -30,12 +31,34 @@ _OPTIONS = (
 )
 
 
+# Others can reach it: connections cost something before anybody has said who it is. Who was let in is asked anew each hour.
+CONNECTIONS_MAX = 1_000
+CONNECTION_AGE_MAX_MS = 3_600_000
+_PROTECTED_OPTIONS = (
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", CONNECTION_AGE_MAX_MS),
+    ("grpc.max_connection_age_grace_ms", 10_000),
+    ("grpc.max_concurrent_streams", 100),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """TLS of an address that others can reach, and who may call there."""
+
+    credentials: grpc.ServerCredentials
+    callers: grpc.aio.ServerInterceptor
+
+
 class AgentServer:
     """Answers on one address; ``address`` is the one that was chosen."""
 
-    def __init__(self, listen: str, verdicts: Verdicts) -> None:
-        """Bind. ConfigError, in one line, if that can't be done."""
-        self._server = grpc.aio.server(options=_OPTIONS)
+    def __init__(self, listen: str, verdicts: Verdicts, tls: Protected | None = None) -> None:
+        """Bind; without ``tls`` in plain text, for everybody on this host. ConfigError, in one line, if that can't be done."""
+        options = (*_OPTIONS, *(_PROTECTED_OPTIONS if tls else ()))
+        self._server = grpc.aio.server(options=options, interceptors=[tls.callers] if tls else ())
         self._verdicts = verdicts
         add_VerdictServiceServicer_to_server(verdicts, self._server)
         self._health = health.aio.HealthServicer()
@@ -45,7 +68,7 @@ class AgentServer:
         self._server.add_generic_rpc_handlers((_reflection_v1(names),))
         _check_free(listen)
         try:
-            port = self._server.add_insecure_port(listen)
+            port = self._server.add_secure_port(listen, tls.credentials) if tls else self._server.add_insecure_port(listen)
         except RuntimeError:
             raise ConfigError(f"listen {listen}: can't be bound") from None
         self.address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"

@@ -43,6 +43,13 @@ class TlsFiles:
     def key(self) -> Path:
         return self.folder / "agent-key.pem"
 
+    @property
+    def authority(self) -> Path:
+        """What certificates of operators are checked by."""
+        path = self.folder / "authority.pem"
+        # Folders from before there was one: nearly always it is what the controller is checked by as well.
+        return path if path.exists() else self.folder / "ca.pem"
+
     def check(self) -> None:
         """Raise ConfigError, in one line, if the files can't be read."""
         try:

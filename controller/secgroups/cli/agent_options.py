@@ -20,7 +20,7 @@ agent_address_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="ADDR",
-    help="Where the agent answers: HOST:PORT or unix:PATH.",
+    help="Where the agent answers: HOST:PORT on loopback, unix:PATH, or AGENT_ID@HOST:PORT elsewhere (for admins).",
 )
 
 

@@ -6,25 +6,24 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import grpc
 
 from secgroups.cli.errors import CliError, UnreachableError, shown
+from secgroups.cli.security import AgentSecurity, Security
 from secgroups.cli.statuses import refusal
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
 from secgroups.v1.audit_service_pb2_grpc import AuditServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
+from secgroups.v1.limit_service_pb2_grpc import LimitServiceStub
 from secgroups.v1.operator_service_pb2_grpc import OperatorServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
 from secgroups.v1.trust_service_pb2_grpc import TrustServiceStub
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
-
-if TYPE_CHECKING:
-    from secgroups.cli.security import Security
 
 # Between attempts of a call that may be repeated; 1.3 s in all, which is more than a controller needs to come back.
 RETRY_PAUSES_S = (0.1, 0.3, 0.9)
@@ -54,6 +53,13 @@ PageRequest = TypeVar("PageRequest", bound=_Paged)
 PageResponse = TypeVar("PageResponse", bound=_Page)
 
 
+def check_address(address: str, who: str) -> None:
+    """Return if ``address`` can be called. CliError if it is none; ``who`` would be there."""
+    found = ADDRESS.fullmatch(address)
+    if found is None or not 1 <= int(found["port"] or 1) <= PORT_MAX:
+        raise CliError(f"{who} address {shown(address)} is none; it is HOST:PORT, [IPV6]:PORT or unix:PATH")
+
+
 class Connection:
     """A channel to ``address`` (``HOST:PORT`` or ``unix:PATH``); ``who`` names the other side in messages.
 
@@ -66,12 +72,10 @@ class Connection:
         who: str,
         timeout_s: float,
         *,
-        security: Security | None = None,
+        security: Security | AgentSecurity | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        found = ADDRESS.fullmatch(address)
-        if found is None or not 1 <= int(found["port"] or 1) <= PORT_MAX:
-            raise CliError(f"{who} address {shown(address)} is none; it is HOST:PORT, [IPV6]:PORT or unix:PATH")
+        check_address(address, who)
         self.address = address
         self.timeout_s = timeout_s
         self._who = f"{who} {address}"
@@ -86,7 +90,9 @@ class Connection:
         if security is None:
             self.channel = grpc.insecure_channel(address, options=options)
         else:
-            if address.startswith("unix:"):
+            if isinstance(security, AgentSecurity):
+                options.append(("grpc.ssl_target_name_override", security.server_name))
+            elif address.startswith("unix:"):
                 options.append(("grpc.ssl_target_name_override", "localhost"))
             self.channel = grpc.secure_channel(address, security.credentials(), options=options)
 
@@ -149,6 +155,7 @@ class Client(Connection):
         self.rulesets = RulesetServiceStub(self.channel)
         self.agents = AgentServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
+        self.limits = LimitServiceStub(self.channel)
         self.trust = TrustServiceStub(self.channel)
         self.operator = OperatorServiceStub(self.channel)
 
@@ -168,8 +175,15 @@ class Client(Connection):
 class AgentClient(Connection):
     """An agent's VerdictService."""
 
-    def __init__(self, address: str, timeout_s: float, *, pause: Callable[[float], None] = time.sleep) -> None:
-        super().__init__(address, "agent", timeout_s, pause=pause)
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float,
+        *,
+        security: AgentSecurity | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(address, "agent", timeout_s, security=security, pause=pause)
         self.verdicts = VerdictServiceStub(self.channel)
 
 

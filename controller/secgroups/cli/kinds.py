@@ -105,6 +105,37 @@ def tokens() -> Kind[pb.Token]:
     return Kind(columns=columns, name=lambda token: token.id, data=data_of)
 
 
+def limits() -> Kind[pb.Limit]:
+    """Return how the limits of a project are shown."""
+    columns = [
+        Column[pb.Limit]("limit", lambda limit: _limit_name(limit.kind)),
+        Column[pb.Limit]("most", lambda limit: str(limit.most)),
+        Column[pb.Limit]("used", lambda limit: str(limit.used)),
+        Column[pb.Limit]("used_by", lambda limit: limit.used_by),
+        Column[pb.Limit]("default", lambda limit: str(limit.default_most)),
+        Column[pb.Limit]("override", lambda limit: str(limit.override_most) if limit.HasField("override_most") else ""),
+    ]
+    return Kind(columns=columns, name=lambda limit: _limit_name(limit.kind), data=data_of)
+
+
+def limit_overrides() -> Kind[pb.LimitOverrides]:
+    """Return how projects with limits of their own are shown."""
+    columns = [
+        Column[pb.LimitOverrides]("project", lambda found: found.project),
+        Column[pb.LimitOverrides]("limits", lambda found: ", ".join(f"{name}: {most}" for name, most in _limits_of(found).items())),
+        Column[pb.LimitOverrides]("updated", lambda found: time_text(found.updated)),
+    ]
+    return Kind(columns=columns, name=lambda found: found.project, data=data_of)
+
+
+def _limit_name(kind: pb.LimitKind.ValueType) -> str:
+    return pb.LimitKind.Name(kind).removeprefix("LIMIT_KIND_").lower()
+
+
+def _limits_of(overrides: pb.LimitOverrides) -> dict[str, str]:
+    return {_limit_name(each.kind): str(each.most) for each in overrides.overrides}
+
+
 def changes() -> Kind[pb.Change]:
     """Return how entries of the change log are shown."""
     columns = [
@@ -136,6 +167,14 @@ def _object_text(thing: pb.ChangedObject) -> str:
             return f"group {thing.group.name}"
         case "rule":
             return f"rule {thing.rule.id}"
+        case "token":
+            return f"token {thing.token.id}"
+        case "certificate":
+            return f"certificate {thing.certificate.serial}"
+        case "revocation":
+            return f"revocation of agent {thing.revocation.agent_id}"
+        case "limits":
+            return f"limits of project {thing.limits.project}"
     return f"server {thing.server.project}/{thing.server.id}"
 
 
@@ -160,6 +199,17 @@ def _facts(thing: pb.ChangedObject) -> dict[str, str]:
                 "group": thing.rule.group_id,
                 "description": thing.rule.spec.description,
             }
+        case "token":
+            role = pb.Role.Name(thing.token.role).removeprefix("ROLE_").lower()
+            token = thing.token
+            return {"name": token.name, "role": role, "project": token.project, "expires": time_text(token.expires)}
+        case "certificate":
+            return {"agent": thing.certificate.agent_id, "expires": time_text(thing.certificate.expires)}
+        case "revocation":
+            return {"revoked": time_text(thing.revocation.revoked)}
+        case "limits":
+            own = _limits_of(thing.limits)
+            return {_limit_name(kind): own.get(_limit_name(kind), "default") for kind in pb.LimitKind.values() if kind}
     server = thing.server
     return {
         "name": server.name,

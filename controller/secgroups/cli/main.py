@@ -36,6 +36,7 @@ COMMANDS = {
     "watch": Lazy("secgroups.cli.commands.watch:command", "Show what is allowed at a server, again whenever it changes."),
     "agent": Lazy("secgroups.cli.commands.agent:command", "Agents: list, show, flows, stats, enroll, revoke."),
     "token": Lazy("secgroups.cli.commands.token:command", "Tokens of people and programs: create, list, revoke."),
+    "limits": Lazy("secgroups.cli.commands.limits:command", "How much a project may have: show, set, reset, list."),
     "audit": Lazy("secgroups.cli.commands.audit:command", "Who changed what, when, and what it was before."),
     "backup": Lazy("secgroups.cli.commands.backup:command", "Write a copy of the controller's database."),
     "doctor": Lazy("secgroups.cli.commands.doctor:command", "Look for the usual mistakes. Exit status 1 if there are any."),

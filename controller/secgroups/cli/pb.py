@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secgroups.v1.attachment_service_pb2 import *  # noqa: F403
     from secgroups.v1.audit_service_pb2 import *  # noqa: F403
     from secgroups.v1.group_service_pb2 import *  # noqa: F403
+    from secgroups.v1.limit_service_pb2 import *  # noqa: F403
     from secgroups.v1.operator_service_pb2 import *  # noqa: F403
     from secgroups.v1.rule_service_pb2 import *  # noqa: F403
     from secgroups.v1.ruleset_service_pb2 import *  # noqa: F403
@@ -37,6 +38,7 @@ else:
                 "ruleset_service",
                 "agent_service",
                 "audit_service",
+                "limit_service",
                 "operator_service",
                 "trust_service",
                 "verdict_service",

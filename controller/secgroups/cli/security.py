@@ -30,7 +30,22 @@ class Security:
         return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(self.token))
 
 
-def check_plaintext(address: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSecurity:
+    """TLS of a connection to an agent, with a certificate for an hour. ``server_name`` is what the agent is checked by."""
+
+    authority_pem: str
+    certificate_pem: str
+    key_pem: str = field(repr=False)
+    server_name: str
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return what a channel is made with."""
+        authority, key, certificate = (text.encode() for text in (self.authority_pem, self.key_pem, self.certificate_pem))
+        return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def check_plaintext(address: str, who: str = "controller", advice: str = "") -> None:
     """Return if ``address`` may be talked to without TLS. CliError if it is neither on loopback nor a Unix socket."""
     host = address.rpartition(":")[0].strip("[]")
     if address.startswith("unix:") or host == "localhost":
@@ -40,4 +55,4 @@ def check_plaintext(address: str) -> None:
             return
     except ValueError:
         pass
-    raise CliError(f"controller {shown(address)} is not on loopback; without TLS only loopback and unix:PATH are allowed")
+    raise CliError(f"{who} {shown(address)} is not on loopback; without TLS only loopback and unix:PATH are allowed{advice}")

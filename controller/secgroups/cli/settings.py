@@ -11,7 +11,7 @@ from secgroups.cli.errors import CliError
 
 if TYPE_CHECKING:
     from secgroups.cli.client import AgentClient, Client
-    from secgroups.cli.security import Security
+    from secgroups.cli.security import AgentSecurity, Security
 
 CONTROLLER_DEFAULT = "127.0.0.1:7700"
 AGENT_DEFAULT = "127.0.0.1:7710"
@@ -66,10 +66,36 @@ class Settings:
         return Security(ca=ca, token=token)
 
     def connect_agent(self, address: str) -> AgentClient:
-        """Return a client of the agent at ``address``, to be used as a context manager."""
-        from secgroups.cli.client import AgentClient
+        """Return a client of the agent at ``address``, to be used as a context manager.
 
-        return AgentClient(address, self.timeout_s)
+        ``AGENT_ID@HOST:PORT`` is one that is checked to be this agent, and shown a certificate that the controller issues for it.
+        """
+        from secgroups.cli.client import AgentClient, check_address
+        from secgroups.cli.security import check_plaintext
+
+        agent_id, _, where = ("", "", address) if address.startswith("unix:") else address.rpartition("@")
+        if not agent_id:
+            check_address(where, "agent")
+            check_plaintext(where, "agent", "; elsewhere it is asked as AGENT_ID@HOST:PORT")
+            return AgentClient(where, self.timeout_s)
+        return AgentClient(where, self.timeout_s, security=self._agent_security(agent_id))
+
+    def _agent_security(self, agent_id: str) -> AgentSecurity:
+        from secgroups.cli import pb
+        from secgroups.cli.keys import new_key
+        from secgroups.cli.security import AgentSecurity
+
+        # Neither is ever on disk, and what is forgotten need not be revoked.
+        key_pem, csr_pem = new_key("operator")
+        with self.connect() as client:
+            request = pb.IssueOperatorCertificateRequest(agent_id=agent_id, csr_pem=csr_pem)
+            made = client.call(client.trust.IssueOperatorCertificate, request)
+        return AgentSecurity(
+            authority_pem=made.authority_pem,
+            certificate_pem=made.certificate_pem,
+            key_pem=key_pem,
+            server_name=made.agent_server_name,
+        )
 
 
 def chosen_context(name: str) -> Context:

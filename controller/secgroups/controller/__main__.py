@@ -1,6 +1,7 @@
 """``secgroups-controller``: exit status 0 after SIGTERM or SIGINT, 2 if it can't start, with one line that says why.
 
-``secgroups-controller restore FILE --data-dir DIR`` puts a backup in the place of the database and ends.
+``secgroups-controller restore FILE --data-dir DIR`` puts a backup in the place of the database and ends, and
+``secgroups-controller reset-operator-token --data-dir DIR`` makes the operator's token anew and ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ def main() -> int:
             from secgroups.controller.restoring import restore_from
 
             sys.stdout.write(restore_from(sys.argv[2:]) + "\n")
+            return 0
+        if sys.argv[1:2] == ["reset-operator-token"]:
+            from secgroups.controller.resetting import reset_operator_token
+
+            sys.stdout.write(reset_operator_token(sys.argv[2:]) + "\n")
             return 0
         read = partial(read_config, sys.argv[1:], os.environ)
         config = read()

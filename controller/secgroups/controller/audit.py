@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from secgroups.controller.model import Change, Rule, Server, groups_with_other_members
+from secgroups.controller.model import Change, ObjectKind, Rule, Server, groups_with_other_members
+
+# What admins decide, and nobody else is shown.
+FOR_ADMINS: frozenset[ObjectKind] = frozenset({"limits", "token", "certificate", "revocation"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which changes; fields that are empty leave nothing out. ``remotes`` are the groups that the rule has named, ever."""
+    """Which changes; fields that are empty leave nothing out. ``remotes`` are the groups that the rule has named, ever.
+
+    ``without`` are kinds of object that are not shown.
+    """
 
     project: str = ""
     group_id: str = ""
@@ -18,11 +24,12 @@ class Wanted:
     server_id: str = ""
     token_id: str = ""
     remotes: frozenset[str] = frozenset()
+    without: frozenset[ObjectKind] = frozenset()
 
     def covers(self, change: Change) -> bool:
         """Whether a change is one of them; of those that a rule is concerned by, as far as ``remotes`` tells."""
         thing = change.after or change.before
-        if thing is None or (self.project and thing.project != self.project):
+        if thing is None or change.kind in self.without or (self.project and thing.project != self.project):
             return False
         if self.token_id and actor_of(change)[0] != self.token_id:
             return False

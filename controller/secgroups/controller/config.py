@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secgroups.controller.errors import ConfigError
-from secgroups.controller.model import Limits
+from secgroups.controller.limits import LIMIT_MAX, LIMIT_MIN, LIMIT_NAMES, Limits
 from secgroups.controller.stream_settings import StreamSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_CONTROLLER_"
-LIMIT_MAX = 1_000_000
 DRAIN_MAX_S = 600.0
+IDLE_CONNECTION_MAX_S = 86_400.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -51,7 +51,9 @@ class ControllerConfig:
     drain_s: float = _setting(2.0, "how long calls may go on after SIGTERM")
     heartbeat_s: float = _setting(10.0, "an idle stream to an agent says something this often")
     calls_max: int = _setting(20_000, "most calls and streams at one time")
-    calls_per_s: int = _setting(1_000, "most calls within a second with one token; agents have none; not in plain text")
+    connections_max: int = _setting(20_000, "most connections at one time to each address")
+    idle_connection_s: float = _setting(300.0, "a connection without a call is closed after so long")
+    calls_per_s: int = _setting(1_000, "most calls within a second with one token; not in plain text")
     streams_per_principal: int = _setting(1_000, "most streams and waits at one time with one token; not in plain text")
     watchers_max: int = _setting(10_000, "most streams of WatchEffectiveRuleset at one time")
     ready_file: str = _setting("", "file to write the addresses to, as JSON, once the controller serves")
@@ -76,17 +78,19 @@ class ControllerConfig:
             _check_endpoint("metrics_listen", self.metrics_listen, anywhere=False)
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level is {self.log_level!r}, must be one of {', '.join(LOG_LEVELS)}")
+        if not 1 <= self.idle_connection_s <= IDLE_CONNECTION_MAX_S:
+            raise ConfigError(f"idle_connection_s is {self.idle_connection_s:g}, must be 1 to {IDLE_CONNECTION_MAX_S:g}")
         if not 0 <= self.drain_s <= DRAIN_MAX_S:
             raise ConfigError(f"drain_s is {self.drain_s:g}, must be 0 to {DRAIN_MAX_S:g}")
-        for name in ("calls_max", "calls_per_s", "streams_per_principal", "watchers_max", *(each.name for each in fields(Limits))):
+        for name in ("calls_max", "connections_max", "calls_per_s", "streams_per_principal", "watchers_max", *LIMIT_NAMES):
             value = getattr(self, name)
-            if not 1 <= value <= LIMIT_MAX:
-                raise ConfigError(f"{name} is {value}, must be 1 to {LIMIT_MAX}")
+            if not LIMIT_MIN <= value <= LIMIT_MAX:
+                raise ConfigError(f"{name} is {value}, must be {LIMIT_MIN} to {LIMIT_MAX}")
         StreamSettings(heartbeat_s=self.heartbeat_s)
 
     def limits(self) -> Limits:
         """Return the limits of the model."""
-        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+        return Limits(**{name: getattr(self, name) for name in LIMIT_NAMES})
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str]) -> ControllerConfig:

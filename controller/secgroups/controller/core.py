@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ import structlog
 
 from secgroups.controller.cut_count import PREVIEW_TIMEOUT_S, count_cut
 from secgroups.controller.errors import StoreFileError, StoreUnavailableError
-from secgroups.controller.model import Change
+from secgroups.controller.model import Change, ObjectKind
 from secgroups.controller.preview import Preview, preview
 from secgroups.controller.prospect import Prospect, takes_away
 from secgroups.controller.publisher import Publisher
@@ -81,11 +81,14 @@ class Core:
         self.store_epoch = store.store_epoch
         self.controller_id = str(uuid.uuid4())
         try:
-            self.state = State(store.load())
+            contents = store.load()
+            self.state = State(contents)
             store.begin_timeline()
         except StoreFileError:
             store.close()
             raise
+        # As of now: whoever lets people in keeps them up.
+        self.credentials_at_start = contents.credentials
         self.publisher = Publisher(self.state, store)
         self.returns = Returns()
         self._listeners: list[Listener] = [self.publisher.changed]
@@ -117,9 +120,11 @@ class Core:
         """Return what happened after a revision, as the store says. StoreUnavailableError."""
         return await asyncio.to_thread(self._store.changes_since, revision, limit)
 
-    async def read_log_back(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+    async def read_log_back(
+        self, project: str, before: Place | None, limit: int, without: Collection[ObjectKind] = ()
+    ) -> list[tuple[Change, Place]]:
         """Return what happened last before a place in the log, as the store says. StoreUnavailableError."""
-        return await asyncio.to_thread(self._store.changes_before, project, before, limit)
+        return await asyncio.to_thread(self._store.changes_before, project, before, limit, without)
 
     async def read_log_of(self, key: str, limit: int) -> list[Change]:
         """Return what happened to the objects with a key, as the store says. StoreUnavailableError."""
@@ -133,17 +138,19 @@ class Core:
         request: RequestKey | None = None,
         encode: Callable[[T, int], bytes] | None = None,
         actor: str = "",
+        urgent: bool = False,
     ) -> Outcome[T]:
         """Run ``operation`` and return when its commit is on disk, in the state and told to all listeners.
 
         Raises what the operation raises, and StoreUnavailableError if the store can't be written or too many mutations wait.
         ``encode(value, revision)`` makes the answer that is kept with ``request``. A caller that is cancelled takes nothing back
         that has begun. With ``validate_only`` nothing is committed, and the agents that would lose something are asked how many of
-        their flows that would cut; only this caller waits for them.
+        their flows that would cut; only this caller waits for them. What is ``urgent`` waits though too many others do: its callers
+        see to it that there is one at a time.
         """
         if self._closed:
             raise StoreUnavailableError("the controller is stopping; try again")
-        if self._waiting >= WAITING_MAX:
+        if self._waiting >= WAITING_MAX and not urgent:
             raise StoreUnavailableError(f"{WAITING_MAX} changes are waiting for the disk, the most allowed; try again later")
         outcome: asyncio.Future[Outcome[T]] = self._loop.create_future()
         self._waiting += 1

@@ -252,6 +252,11 @@ class RevisionLog:
     def _crowds_of(self, agent_id: str) -> list[_Crowd]:
         return [crowd for crowd in self._crowds.values() if agent_id in crowd]
 
+    @property
+    def unknown_until(self) -> int:
+        """The newest revision of which it is not known what it touched."""
+        return self._unknown_until
+
     def knows(self, revision: int) -> bool:
         """Whether it is known what a revision touched."""
         return revision > self._unknown_until

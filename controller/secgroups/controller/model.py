@@ -15,6 +15,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from secgroups.controller.errors import InvalidError
+from secgroups.controller.limits import LimitOverrides
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -334,18 +336,9 @@ def check_distinct(values: Sequence[str], field: str) -> None:
         seen[value] = index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How many of each there may be; reported in the error of whoever goes beyond."""
-
-    groups_per_project: int = 500
-    rules_per_group: int = 200
-    groups_per_server: int = 16
-    servers_per_project: int = 20_000
-    addresses_per_server: int = 32
-
-
-ObjectKind = Literal["group", "rule", "server"]
+# What is kept and changed: what projects have, and what admins decide about them and about who comes in.
+Object = Group | Rule | Server | LimitOverrides | Token | AgentCertificate | AgentRevocation
+ObjectKind = Literal["group", "rule", "server", "limits", "token", "certificate", "revocation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,8 +352,8 @@ class Change:
     revision: int
     kind: ObjectKind
     key: str
-    before: Group | Rule | Server | None
-    after: Group | Rule | Server | None
+    before: Object | None
+    after: Object | None
     at_us: int
     actor: str = ""
 

@@ -77,7 +77,7 @@ def create_group(tx: Transaction, *, project: str, name: str, description: str =
     _check_name_is_free(tx, project, name)
     ensure_default_group(tx, project)
     count, more = tx.count_groups(project), 1 + others_planned
-    _check_limit("groups_per_project", f"project {project}", "groups", count, more, tx.limits.groups_per_project)
+    _check_limit(tx, project, "groups_per_project", f"project {project}", "groups", count, more)
     return _new_group(tx, project, name, description)
 
 
@@ -201,7 +201,7 @@ def create_rules(tx: Transaction, *, project: str, group_id: str, specs: Sequenc
             message = f"group {group.name} has this rule already: {duplicate.id} ({text})"
             raise AlreadyExistsError("rule", duplicate.id, message, row=row)
     count = tx.count_rules(group.id)
-    _check_limit("rules_per_group", f"group {group.name}", "rules", count, len(specs), tx.limits.rules_per_group)
+    _check_limit(tx, project, "rules_per_group", f"group {group.name}", "rules", count, len(specs))
     return [_add_rule(tx, group, spec) for spec in specs]
 
 
@@ -250,7 +250,7 @@ def replace_rules(tx: Transaction, *, project: str, group_id: str, specs: Sequen
     _check_no_rule_twice(specs)
     for row, spec in enumerate(specs):
         _check_remote(tx, project, spec, f"rules[{row}]")
-    _check_limit("rules_per_group", f"group {group.name}", "rules", 0, len(specs), tx.limits.rules_per_group)
+    _check_limit(tx, project, "rules_per_group", f"group {group.name}", "rules", 0, len(specs))
     wanted = {spec.identity for spec in specs}
     held = {rule.spec.identity: rule for rule in tx.rules_of_group(group.id)}
     removed = [rule for identity, rule in held.items() if identity not in wanted]
@@ -306,7 +306,7 @@ def create_server(
         raise AlreadyExistsError("server", server_id, f"project {project} has a server {server_id} already")
     _check_addresses(tx, server)
     count, more = tx.count_servers(project), 1 + others_planned
-    _check_limit("servers_per_project", f"project {project}", "servers", count, more, tx.limits.servers_per_project)
+    _check_limit(tx, project, "servers_per_project", f"project {project}", "servers", count, more)
     tx.put_server(None, server)
     return server
 
@@ -380,7 +380,7 @@ def attach_group(tx: Transaction, *, project: str, server_id: str, group_id: str
     group = get_group(tx, project, group_id)
     if group.id in server.group_ids:
         return server
-    _check_limit("groups_per_server", f"server {server.id}", "groups", len(server.group_ids), 1, tx.limits.groups_per_server)
+    _check_limit(tx, project, "groups_per_server", f"server {server.id}", "groups", len(server.group_ids), 1)
     return _put_server(tx, server, replace(server, group_ids=tuple(sorted((*server.group_ids, group.id)))))
 
 
@@ -408,7 +408,7 @@ def _checked_groups(tx: Transaction, project: str, server_id: str, group_ids: Se
     if not group_ids:
         raise InvalidError("group_ids", "must not be empty; a server has at least one group")
     check_distinct(group_ids, "group_ids")
-    _check_limit("groups_per_server", f"server {server_id}", "groups", 0, len(group_ids), tx.limits.groups_per_server)
+    _check_limit(tx, project, "groups_per_server", f"server {server_id}", "groups", 0, len(group_ids))
     for index, group_id in enumerate(group_ids):
         if tx.find_group(project, group_id) is None:
             raise NotFoundError("group", group_id, message=f"group_ids[{index}]: there is no group {group_id} in this project")
@@ -416,8 +416,8 @@ def _checked_groups(tx: Transaction, project: str, server_id: str, group_ids: Se
 
 
 def _check_addresses(tx: Transaction, server: Server) -> None:
-    most = tx.limits.addresses_per_server
-    _check_limit("addresses_per_server", f"server {server.id}", "addresses", 0, len(server.addresses), most)
+    count = len(server.addresses)
+    _check_limit(tx, server.project, "addresses_per_server", f"server {server.id}", "addresses", 0, count)
     for address in server.addresses:
         owner = tx.find_server_of_address(server.project, str(address))
         if owner is not None and owner != server.id:
@@ -453,12 +453,17 @@ def _check_etag(kind: str, key: str, revision: int, given: str) -> None:
         raise StaleEtagError(kind, key, given=given, present=etag_of(revision))
 
 
-def _check_limit(limit: str, subject: str, what: str, present: int, more: int, most: int) -> None:
-    """LimitError if ``more`` on top of what is ``present`` is beyond the setting ``limit``."""
+def _check_limit(tx: Transaction, project: str, limit: str, subject: str, what: str, present: int, more: int) -> None:
+    """LimitError if ``more`` on top of what is ``present`` is beyond what the limit of this name is for the project."""
+    most = getattr(tx.limits_of(project), limit)
     if present + more <= most:
         return
     has = f"has {present}" if present else f"would have {more}"
     if present and more > 1:
         what += f" and would get {more} more"
-    message = f"{subject} {has} {what}, the most allowed is {most}; have fewer or raise {limit}"
-    raise LimitError(subject, message, limit=limit, most=most)
+    raise LimitError(
+        subject,
+        f"{subject} {has} {what}, the most allowed is {most}; have fewer, or let an admin raise {limit} of project {project}",
+        limit=limit,
+        most=most,
+    )

@@ -20,6 +20,7 @@ from secgroups.controller.interest import Interest, Marks
 from secgroups.controller.marked import MarkedAgents
 from secgroups.controller.model import Group, Rule, Server, alters_what_is_allowed, groups_with_other_members
 from secgroups.controller.moves import Move, Moves
+from secgroups.controller.own_revisions import OwnRevisions
 from secgroups.controller.ready_steps import ReadySteps
 from secgroups.controller.resume import Since, Source, is_on_history
 from secgroups.controller.roster import Roster
@@ -29,7 +30,7 @@ from secgroups.controller.stream_objects import StreamObjects
 
 if TYPE_CHECKING:
     from secgroups.controller.delays import DelayCounts
-    from secgroups.controller.model import Change
+    from secgroups.controller.model import Change, Object
     from secgroups.controller.state import State
     from secgroups.controller.store.interface import Lineage
 
@@ -48,6 +49,8 @@ class Publisher:
         self._history = SetHistory()
         self._moves = Moves()
         self._roster = Roster(state, self._moves)
+        # The same, as far as one project is concerned.
+        self.own = OwnRevisions(state, self._roster)
         self._marked = MarkedAgents()
         self._source = Source(
             state=state,
@@ -93,6 +96,7 @@ class Publisher:
         What is told at once is sent at once: no agent ever gets a part of it. So revisions that touched the same objects of the
         same agents are one entry in the log.
         """
+        self.own.changed(changes)
         awake: list[AgentChannel] = []
         away: set[str] = set()
         alike: dict[tuple[frozenset[str], frozenset[ObjectKey], bool], list[Since]] = {}
@@ -146,6 +150,9 @@ class Publisher:
                 return self._rule_changed(_as(Rule, before), _as(Rule, after))
             case "group":
                 return self._group_changed(_as(Group, before), _as(Group, after))
+            case _:
+                # No agent enforces the others.
+                return []
 
     def _group_changed(self, before: Group | None, after: Group | None) -> Marks:
         if after is not None:
@@ -401,7 +408,7 @@ class Publisher:
 ObjectT = TypeVar("ObjectT", Group, Rule, Server)
 
 
-def _as(kind: type[ObjectT], value: Group | Rule | Server | None) -> ObjectT | None:
+def _as(kind: type[ObjectT], value: Object | None) -> ObjectT | None:
     """Return ``value``, which a change of this kind must hold."""
     return value if isinstance(value, kind) else None
 

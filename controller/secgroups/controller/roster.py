@@ -94,7 +94,7 @@ class Roster:
         taken_us = None
         if touched is not None and touched.in_force_us is not None and not late:
             taken_us = max(0, touched.in_force_us - touched.commit_us(revision))
-        lagging = tuple(self._lag(agent_id, revision, touched) for agent_id in late)
+        lagging = tuple(self.lag(agent_id, revision, touched) for agent_id in late)
         return Standing(agents_touched=len(agent_ids), lagging=lagging, commit_to_in_force_us=taken_us)
 
     def watch(self, revision: int, watcher: Callable[[], None]) -> Callable[[], None]:
@@ -113,9 +113,9 @@ class Roster:
                 if not late:
                     watcher()
 
-        return self._watch_agents(sorted(late), look)
+        return self.watch_agents(sorted(late), look)
 
-    def _watch_agents(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
+    def watch_agents(self, agent_ids: Iterable[str], watcher: Callable[[str], None]) -> Callable[[], None]:
         """Call ``watcher`` with an agent's id whenever one of ``agent_ids`` acknowledges something; return what ends that."""
         watched = list(agent_ids)
         for agent_id in watched:
@@ -230,7 +230,26 @@ class Roster:
             return False
         return not self._moves.held_by(agent_id)
 
-    def _lag(self, agent_id: str, revision: int, touched: Touched | None) -> Lag:
+    def may_lack(self, agent_id: str, project: str, revision: int) -> bool:
+        """Whether an agent may lack what a project changed up to a revision of which it is not known what it touched.
+
+        What it rejects, or does not let go of, counts only if it is the project's.
+        """
+        if self._in_force_revision(agent_id) < revision:
+            return True
+        record = self._records.get(agent_id)
+        against: list[ObjectKey] = [*(record.rejected if record else ())]
+        against += [(Kind.SERVER, move.server) for move in self._moves_of(agent_id, revision, None)]
+        return any(self._is_of(project, key) for key in against)
+
+    def _is_of(self, project: str, key: ObjectKey) -> bool:
+        kind, name = key
+        if kind is Kind.SERVER:
+            return name.partition("/")[0] == project
+        return self._state.find_group(project, name) is not None
+
+    def lag(self, agent_id: str, revision: int, touched: Touched | None) -> Lag:
+        """Return how an agent lags behind a revision that touched it."""
         record = self._records.get(agent_id)
         obstacle = None
         if self._in_force_revision(agent_id) >= revision:

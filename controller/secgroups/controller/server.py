@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.config import ControllerConfig
+from secgroups.controller.connections import allow_connections, connection_options
 from secgroups.controller.core import Core
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.interceptors import ErrorsAndLog
@@ -35,6 +36,7 @@ from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.attachments import AttachmentService
 from secgroups.controller.services.audit import AuditService
 from secgroups.controller.services.groups import GroupService
+from secgroups.controller.services.limits import LimitService
 from secgroups.controller.services.operator import OperatorService
 from secgroups.controller.services.rules import RuleService
 from secgroups.controller.services.rulesets import RulesetService
@@ -48,6 +50,7 @@ from secgroups.v1 import (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -57,6 +60,7 @@ from secgroups.v1 import (
 from secgroups.v1.attachment_service_pb2_grpc import add_AttachmentServiceServicer_to_server
 from secgroups.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from secgroups.v1.group_service_pb2_grpc import add_GroupServiceServicer_to_server
+from secgroups.v1.limit_service_pb2_grpc import add_LimitServiceServicer_to_server
 from secgroups.v1.operator_service_pb2_grpc import add_OperatorServiceServicer_to_server
 from secgroups.v1.rule_service_pb2_grpc import add_RuleServiceServicer_to_server
 from secgroups.v1.ruleset_service_pb2_grpc import add_RulesetServiceServicer_to_server
@@ -90,6 +94,7 @@ _PROTOS = (
     attachment_service_pb2,
     audit_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     operator_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
@@ -98,6 +103,7 @@ _PROTOS = (
 )
 # What an operator asks; nobody else has business there.
 ADMIN_CALLS_MAX = 100
+ADMIN_CONNECTIONS_MAX = 100
 CHANNELZ_SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 SERVICES = tuple(service.full_name for proto in _PROTOS for service in proto.DESCRIPTOR.services_by_name.values())
 
@@ -106,8 +112,8 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
     ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
-    # Else every message that comes is answered by a ping that measures the line: a third of what a change for a thousand agents costs.
-    # What comes is small, and gRPC makes room for a larger message while that comes.
+    # Else every message that comes is answered by a ping that measures the line: a third of what a change for a thousand agents
+    # costs. What comes is small, and gRPC makes room for a larger message while that comes.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.server.max_pending_requests", PENDING_REQUESTS_MAX),
     ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS_MAX),
@@ -122,7 +128,7 @@ _OPTIONS = (
 class ControllerServer:
     """The API on one address, channelz on another, health and reflection on both.
 
-    ``address`` and ``admin_address`` are those that were chosen.
+    ``address`` and ``admin_address`` are those that were chosen; ``connections_max`` is how many the system has room for.
     """
 
     def __init__(self, core: Core, config: ControllerConfig) -> None:
@@ -132,15 +138,18 @@ class ControllerServer:
         self._unlisten = core.listen(self._watchers.changed)
         self._health = health.aio.HealthServicer()
         self._counts = Counts()
-        self._trust = None if config.plaintext else Trust(_data_dir(config), config, self._counts)
+        self._trust = None if config.plaintext else Trust(core, _data_dir(config), config, self._counts)
         doors, gates = ([self._trust.door], [self._trust.gate]) if self._trust else ([], [])
         interceptors = [*doors, ErrorsAndLog(self._counts), *gates]
-        self._api = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=config.calls_max)
+        self.connections_max = allow_connections(config.connections_max)
+        options = [*_OPTIONS, *connection_options(self.connections_max, config.idle_connection_s)]
+        self._api = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=config.calls_max)
         limits = config.limits()
         add_GroupServiceServicer_to_server(GroupService(core), self._api)
         add_RuleServiceServicer_to_server(RuleService(core), self._api)
         add_ServerServiceServicer_to_server(ServerService(core, limits), self._api)
         add_AttachmentServiceServicer_to_server(AttachmentService(core, limits), self._api)
+        add_LimitServiceServicer_to_server(LimitService(core, limits), self._api)
         self._rulesets = RulesetService(core, self._watchers)
         add_RulesetServiceServicer_to_server(self._rulesets, self._api)
         self._audit = AuditService(core)
@@ -152,7 +161,8 @@ class ControllerServer:
         if self._trust:
             add_TrustServiceServicer_to_server(self._trust.service, self._api)
         self._add_health_and_reflection(self._api, SERVICES)
-        self._admin = grpc.aio.server(interceptors=[*doors, *gates], options=_OPTIONS, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
+        options = [*_OPTIONS, *connection_options(ADMIN_CONNECTIONS_MAX, config.idle_connection_s)]
+        self._admin = grpc.aio.server(interceptors=[*doors, *gates], options=options, maximum_concurrent_rpcs=ADMIN_CALLS_MAX)
         channelz.add_channelz_servicer(self._admin)
         self._add_health_and_reflection(self._admin, (CHANNELZ_SERVICE,))
         # Each address has TLS of its own: gRPC does not take the same object twice.
@@ -294,6 +304,7 @@ async def run_controller(config: ControllerConfig, read_again: Callable[[], Cont
                 data_dir=config.data_dir,
                 store_epoch=core.store_epoch,
                 revision=core.state.revision,
+                connections_max=server.connections_max,
                 version=version("secgroups"),
             )
             await stopped.wait()

@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from secgroups.controller.limits import LimitOverrides, Limits
 from secgroups.controller.model import (
     DEFAULT_GROUP,
     Address,
     Change,
     Group,
+    Object,
     Rule,
     Server,
     alters_what_is_allowed,
@@ -64,6 +66,7 @@ class State:
         self._servers_by_group: defaultdict[str, dict[str, Server]] = defaultdict(dict)
         self._servers_by_agent: defaultdict[str, dict[str, Server]] = defaultdict(dict)
         self._server_by_address: dict[tuple[str, Address], str] = {}
+        self._limit_overrides = {each.project: each for each in contents.limit_overrides}
         for group in contents.groups:
             self._put_group(None, group)
         for rule in contents.rules:
@@ -91,10 +94,12 @@ class State:
                 self._put_server(old, new)
                 for group_id in groups_with_other_members(old, new):
                     self._amend(thing.project, group_id, members_revision=change.revision)
+            elif isinstance(thing, LimitOverrides):
+                self._put_limit_overrides(thing.project, change.after)
             self.revision = change.revision
 
     @staticmethod
-    def _typed(thing: Group | Rule | Server | None, kind: type[V]) -> V | None:
+    def _typed(thing: Object | None, kind: type[V]) -> V | None:
         return thing if isinstance(thing, kind) else None
 
     def _touch_rules(self, change: Change, rule: Rule) -> None:
@@ -153,6 +158,12 @@ class State:
                 self._servers_by_agent[after.agent_id][after.key] = after
             for address in after.addresses:
                 self._server_by_address[after.project, address] = after.id
+
+    def _put_limit_overrides(self, project: str, after: Object | None) -> None:
+        if isinstance(after, LimitOverrides):
+            self._limit_overrides[project] = after
+        else:
+            self._limit_overrides.pop(project, None)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -220,6 +231,18 @@ class State:
         """Yield the addresses of a group's members, in no order."""
         for server in self._servers_by_group.get(group_id, {}).values():
             yield from server.addresses
+
+    def find_limit_overrides(self, project: str) -> LimitOverrides | None:
+        return self._limit_overrides.get(project)
+
+    def limits_of(self, project: str, defaults: Limits) -> Limits:
+        """Return what counts for a project, whether there is one or not."""
+        overrides = self._limit_overrides.get(project)
+        return defaults if overrides is None else overrides.over(defaults)
+
+    def limit_overrides(self, after: str = "") -> Iterator[LimitOverrides]:
+        """Yield those of the projects above ``after``, in no order; not to be held over a change."""
+        return (each for project, each in self._limit_overrides.items() if project > after)
 
     def agents(self) -> Collection[str]:
         """Return the ids of the agents that guard a server, in no order."""

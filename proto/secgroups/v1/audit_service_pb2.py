@@ -23,30 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from secgroups.v1 import limit_service_pb2 as secgroups_dot_v1_dot_limit__service__pb2
+from secgroups.v1 import trust_service_pb2 as secgroups_dot_v1_dot_trust__service__pb2
 from secgroups.v1 import types_pb2 as secgroups_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/audit_service.proto\x12\x0csecgroups.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18secgroups/v1/types.proto\"V\n\x0c\x43hangeFilter\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\xa3\x01\n\x12ListChangesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.secgroups.v1.ChangeFilter\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"q\n\x13ListChangesResponse\x12%\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1a\n\x12\x66orgotten_revision\x18\x03 \x01(\x04\"j\n\x13WatchChangesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.secgroups.v1.ChangeFilter\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x04\"=\n\x14WatchChangesResponse\x12%\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Change\"\xbd\x01\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x1b.secgroups.v1.ChangedObject\x12*\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x1b.secgroups.v1.ChangedObject\"\x8b\x01\n\rChangedObject\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.GroupH\x00\x12\"\n\x04rule\x18\x02 \x01(\x0b\x32\x12.secgroups.v1.RuleH\x00\x12&\n\x06server\x18\x03 \x01(\x0b\x32\x14.secgroups.v1.ServerH\x00\x42\x08\n\x06object2\xbb\x01\n\x0c\x41uditService\x12R\n\x0bListChanges\x12 .secgroups.v1.ListChangesRequest\x1a!.secgroups.v1.ListChangesResponse\x12W\n\x0cWatchChanges\x12!.secgroups.v1.WatchChangesRequest\x1a\".secgroups.v1.WatchChangesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/audit_service.proto\x12\x0csecgroups.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a secgroups/v1/limit_service.proto\x1a secgroups/v1/trust_service.proto\x1a\x18secgroups/v1/types.proto\"V\n\x0c\x43hangeFilter\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0f\n\x07rule_id\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\"\xa3\x01\n\x12ListChangesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.secgroups.v1.ChangeFilter\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"q\n\x13ListChangesResponse\x12%\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1a\n\x12\x66orgotten_revision\x18\x03 \x01(\x04\"j\n\x13WatchChangesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.secgroups.v1.ChangeFilter\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x04\"=\n\x14WatchChangesResponse\x12%\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x14.secgroups.v1.Change\"\xbd\x01\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12+\n\x06\x62\x65\x66ore\x18\x05 \x01(\x0b\x32\x1b.secgroups.v1.ChangedObject\x12*\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x1b.secgroups.v1.ChangedObject\"\xcd\x02\n\rChangedObject\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.GroupH\x00\x12\"\n\x04rule\x18\x02 \x01(\x0b\x32\x12.secgroups.v1.RuleH\x00\x12&\n\x06server\x18\x03 \x01(\x0b\x32\x14.secgroups.v1.ServerH\x00\x12.\n\x06limits\x18\x04 \x01(\x0b\x32\x1c.secgroups.v1.LimitOverridesH\x00\x12$\n\x05token\x18\x05 \x01(\x0b\x32\x13.secgroups.v1.TokenH\x00\x12\x35\n\x0b\x63\x65rtificate\x18\x06 \x01(\x0b\x32\x1e.secgroups.v1.AgentCertificateH\x00\x12\x33\n\nrevocation\x18\x07 \x01(\x0b\x32\x1d.secgroups.v1.AgentRevocationH\x00\x42\x08\n\x06object2\xbb\x01\n\x0c\x41uditService\x12R\n\x0bListChanges\x12 .secgroups.v1.ListChangesRequest\x1a!.secgroups.v1.ListChangesResponse\x12W\n\x0cWatchChanges\x12!.secgroups.v1.WatchChangesRequest\x1a\".secgroups.v1.WatchChangesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secgroups.v1.audit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEFILTER']._serialized_start=109
-  _globals['_CHANGEFILTER']._serialized_end=195
-  _globals['_LISTCHANGESREQUEST']._serialized_start=198
-  _globals['_LISTCHANGESREQUEST']._serialized_end=361
-  _globals['_LISTCHANGESRESPONSE']._serialized_start=363
-  _globals['_LISTCHANGESRESPONSE']._serialized_end=476
-  _globals['_WATCHCHANGESREQUEST']._serialized_start=478
-  _globals['_WATCHCHANGESREQUEST']._serialized_end=584
-  _globals['_WATCHCHANGESRESPONSE']._serialized_start=586
-  _globals['_WATCHCHANGESRESPONSE']._serialized_end=647
-  _globals['_CHANGE']._serialized_start=650
-  _globals['_CHANGE']._serialized_end=839
-  _globals['_CHANGEDOBJECT']._serialized_start=842
-  _globals['_CHANGEDOBJECT']._serialized_end=981
-  _globals['_AUDITSERVICE']._serialized_start=984
-  _globals['_AUDITSERVICE']._serialized_end=1171
+  _globals['_CHANGEFILTER']._serialized_start=177
+  _globals['_CHANGEFILTER']._serialized_end=263
+  _globals['_LISTCHANGESREQUEST']._serialized_start=266
+  _globals['_LISTCHANGESREQUEST']._serialized_end=429
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=431
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=544
+  _globals['_WATCHCHANGESREQUEST']._serialized_start=546
+  _globals['_WATCHCHANGESREQUEST']._serialized_end=652
+  _globals['_WATCHCHANGESRESPONSE']._serialized_start=654
+  _globals['_WATCHCHANGESRESPONSE']._serialized_end=715
+  _globals['_CHANGE']._serialized_start=718
+  _globals['_CHANGE']._serialized_end=907
+  _globals['_CHANGEDOBJECT']._serialized_start=910
+  _globals['_CHANGEDOBJECT']._serialized_end=1243
+  _globals['_AUDITSERVICE']._serialized_start=1246
+  _globals['_AUDITSERVICE']._serialized_end=1433
 # @@protoc_insertion_point(module_scope)

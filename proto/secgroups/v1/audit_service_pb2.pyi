@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from secgroups.v1 import limit_service_pb2 as _limit_service_pb2
+from secgroups.v1 import trust_service_pb2 as _trust_service_pb2
 from secgroups.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -241,6 +243,10 @@ class ChangedObject(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     SERVER_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REVOCATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def group(self) -> _types_pb2.Group:
         """A group."""
@@ -253,18 +259,38 @@ class ChangedObject(_message.Message):
     def server(self) -> _types_pb2.Server:
         """A server."""
 
+    @_builtins.property
+    def limits(self) -> _limit_service_pb2.LimitOverrides:
+        """What counts for a project in place of default limits."""
+
+    @_builtins.property
+    def token(self) -> _trust_service_pb2.Token:
+        """A token, without its text; one that is revoked is deleted."""
+
+    @_builtins.property
+    def certificate(self) -> _trust_service_pb2.AgentCertificate:
+        """A certificate of an agent."""
+
+    @_builtins.property
+    def revocation(self) -> _trust_service_pb2.AgentRevocation:
+        """The revocation of an agent's certificates."""
+
     def __init__(
         self,
         *,
         group: _types_pb2.Group | None = ...,
         rule: _types_pb2.Rule | None = ...,
         server: _types_pb2.Server | None = ...,
+        limits: _limit_service_pb2.LimitOverrides | None = ...,
+        token: _trust_service_pb2.Token | None = ...,
+        certificate: _trust_service_pb2.AgentCertificate | None = ...,
+        revocation: _trust_service_pb2.AgentRevocation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "object", b"object", "rule", b"rule", "server", b"server"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "group", b"group", "limits", b"limits", "object", b"object", "revocation", b"revocation", "rule", b"rule", "server", b"server", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "object", b"object", "rule", b"rule", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "group", b"group", "limits", b"limits", "object", b"object", "revocation", b"revocation", "rule", b"rule", "server", b"server", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["group", "rule", "server"]  # noqa: Y015
+    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["group", "rule", "server", "limits", "token", "certificate", "revocation"]  # noqa: Y015
     _WhichOneofArgType_object: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_object) -> _WhichOneofReturnType_object | None: ...
 

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class AuditServiceStub:
     """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
     """
 
     def __init__(self, channel):
@@ -49,6 +50,7 @@ class AuditServiceStub:
 
 class AuditServiceServicer:
     """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
     """
 
     def ListChanges(self, request, context):
@@ -88,6 +90,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
     """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most."""
+    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +42,9 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most."""
+    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListChanges: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListChangesRequest, _audit_service_pb2.ListChangesResponse]  # type: ignore[assignment]
@@ -49,7 +53,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Sends every change after a revision, the oldest first, and then each as it is made. What is not read waits in the log, not in memory."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most."""
+    """Who changed what, when, from where, and what it was before. The log goes back 30 days, and 1,000,000 revisions at most.
+    Tokens, certificates of agents and limits are shown to admins alone; certificates belong to no project.
+    """
 
     @_abc_1.abstractmethod
     def ListChanges(

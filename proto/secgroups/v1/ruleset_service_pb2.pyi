@@ -486,7 +486,7 @@ class LaggingAgent(_message.Message):
     connected: _builtins.bool
     """Whether it is connected now."""
     applied_revision: _builtins.int
-    """The revision that it said it has applied; 0 if it never said."""
+    """The revision that it said it has applied; 0 if it never said, and for all but admins."""
     reason: _builtins.str
     """Why, in words: not connected, not acknowledged yet, or the objects it rejected."""
     def __init__(

@@ -84,6 +84,8 @@ class RulesetServiceServicer:
 
     def WaitForRevision(self, request, context):
         """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not.
+        Who has a token of one project is answered about the newest revision of that project up to the one asked for: what others change
+        shows in nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

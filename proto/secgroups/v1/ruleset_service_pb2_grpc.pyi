@@ -40,7 +40,10 @@ class RulesetServiceStub:
     ExplainFlow: _grpc.UnaryUnaryMultiCallable[_ruleset_service_pb2.ExplainFlowRequest, _ruleset_service_pb2.ExplainFlowResponse]
     """Tells whether a new flow between two endpoints would pass, from policy alone: egress of the source, then ingress of the destination."""
     WaitForRevision: _grpc.UnaryUnaryMultiCallable[_ruleset_service_pb2.WaitForRevisionRequest, _ruleset_service_pb2.WaitForRevisionResponse]
-    """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not."""
+    """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not.
+    Who has a token of one project is answered about the newest revision of that project up to the one asked for: what others change
+    shows in nothing.
+    """
 
 @_typing.type_check_only
 class RulesetServiceAsyncStub(RulesetServiceStub):
@@ -54,7 +57,10 @@ class RulesetServiceAsyncStub(RulesetServiceStub):
     ExplainFlow: _aio.UnaryUnaryMultiCallable[_ruleset_service_pb2.ExplainFlowRequest, _ruleset_service_pb2.ExplainFlowResponse]  # type: ignore[assignment]
     """Tells whether a new flow between two endpoints would pass, from policy alone: egress of the source, then ingress of the destination."""
     WaitForRevision: _aio.UnaryUnaryMultiCallable[_ruleset_service_pb2.WaitForRevisionRequest, _ruleset_service_pb2.WaitForRevisionResponse]  # type: ignore[assignment]
-    """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not."""
+    """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not.
+    Who has a token of one project is answered about the newest revision of that project up to the one asked for: what others change
+    shows in nothing.
+    """
 
 class RulesetServiceServicer(metaclass=_abc_1.ABCMeta):
     """What is in force, and why."""
@@ -89,6 +95,9 @@ class RulesetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ruleset_service_pb2.WaitForRevisionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ruleset_service_pb2.WaitForRevisionResponse, _abc.Awaitable[_ruleset_service_pb2.WaitForRevisionResponse]]:
-        """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not."""
+        """Answers when every agent that a revision touched has it in force, or at the time-out, with the agents that have not.
+        Who has a token of one project is answered about the newest revision of that project up to the one asked for: what others change
+        shows in nothing.
+        """
 
 def add_RulesetServiceServicer_to_server(servicer: RulesetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,41 +26,49 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/trust_service.proto\x12\x0csecgroups.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x01\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12 \n\x04role\x18\x03 \x01(\x0e\x32\x12.secgroups.v1.Role\x12\x0f\n\x07project\x18\x04 \x01(\t\x12+\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.secgroups.v1.Role\x12\x0f\n\x07project\x18\x03 \x01(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"G\n\x13\x43reateTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Token\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x13\n\x11ListTokensRequest\"9\n\x12ListTokensResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.secgroups.v1.Token\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13RevokeTokenResponse\"7\n\x12\x45nrollAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"k\n\x13\x45nrollAgentResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12+\n\x07\x65xpires\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12RevokeAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"+\n\x13RevokeAgentResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\x03\"\x0f\n\rWhoAmIRequest\"F\n\x0eWhoAmIResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Token\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x0f\n\x0bROLE_EDITOR\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x32\xf4\x03\n\x0cTrustService\x12R\n\x0b\x43reateToken\x12 .secgroups.v1.CreateTokenRequest\x1a!.secgroups.v1.CreateTokenResponse\x12O\n\nListTokens\x12\x1f.secgroups.v1.ListTokensRequest\x1a .secgroups.v1.ListTokensResponse\x12R\n\x0bRevokeToken\x12 .secgroups.v1.RevokeTokenRequest\x1a!.secgroups.v1.RevokeTokenResponse\x12R\n\x0b\x45nrollAgent\x12 .secgroups.v1.EnrollAgentRequest\x1a!.secgroups.v1.EnrollAgentResponse\x12R\n\x0bRevokeAgent\x12 .secgroups.v1.RevokeAgentRequest\x1a!.secgroups.v1.RevokeAgentResponse\x12\x43\n\x06WhoAmI\x12\x1b.secgroups.v1.WhoAmIRequest\x1a\x1c.secgroups.v1.WhoAmIResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secgroups/v1/trust_service.proto\x12\x0csecgroups.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x01\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12 \n\x04role\x18\x03 \x01(\x0e\x32\x12.secgroups.v1.Role\x12\x0f\n\x07project\x18\x04 \x01(\t\x12+\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x01\n\x10\x41gentCertificate\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12*\n\x06issued\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x0f\x41gentRevocation\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12+\n\x07revoked\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.secgroups.v1.Role\x12\x0f\n\x07project\x18\x03 \x01(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"G\n\x13\x43reateTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Token\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x13\n\x11ListTokensRequest\"9\n\x12ListTokensResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.secgroups.v1.Token\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13RevokeTokenResponse\"7\n\x12\x45nrollAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"\x82\x01\n\x13\x45nrollAgentResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12+\n\x07\x65xpires\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rauthority_pem\x18\x04 \x01(\t\"D\n\x1fIssueOperatorCertificateRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"\x9a\x01\n IssueOperatorCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\t\x12\x19\n\x11\x61gent_server_name\x18\x03 \x01(\t\x12+\n\x07\x65xpires\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12RevokeAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"+\n\x13RevokeAgentResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x01(\x03\"\x0f\n\rWhoAmIRequest\"F\n\x0eWhoAmIResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.secgroups.v1.Token\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t*N\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x0f\n\x0bROLE_EDITOR\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x32\xef\x04\n\x0cTrustService\x12R\n\x0b\x43reateToken\x12 .secgroups.v1.CreateTokenRequest\x1a!.secgroups.v1.CreateTokenResponse\x12O\n\nListTokens\x12\x1f.secgroups.v1.ListTokensRequest\x1a .secgroups.v1.ListTokensResponse\x12R\n\x0bRevokeToken\x12 .secgroups.v1.RevokeTokenRequest\x1a!.secgroups.v1.RevokeTokenResponse\x12R\n\x0b\x45nrollAgent\x12 .secgroups.v1.EnrollAgentRequest\x1a!.secgroups.v1.EnrollAgentResponse\x12R\n\x0bRevokeAgent\x12 .secgroups.v1.RevokeAgentRequest\x1a!.secgroups.v1.RevokeAgentResponse\x12y\n\x18IssueOperatorCertificate\x12-.secgroups.v1.IssueOperatorCertificateRequest\x1a..secgroups.v1.IssueOperatorCertificateResponse\x12\x43\n\x06WhoAmI\x12\x1b.secgroups.v1.WhoAmIRequest\x1a\x1c.secgroups.v1.WhoAmIResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secgroups.v1.trust_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=975
-  _globals['_ROLE']._serialized_end=1053
+  _globals['_ROLE']._serialized_start=1452
+  _globals['_ROLE']._serialized_end=1530
   _globals['_TOKEN']._serialized_start=116
   _globals['_TOKEN']._serialized_end=290
-  _globals['_CREATETOKENREQUEST']._serialized_start=293
-  _globals['_CREATETOKENREQUEST']._serialized_end=423
-  _globals['_CREATETOKENRESPONSE']._serialized_start=425
-  _globals['_CREATETOKENRESPONSE']._serialized_end=496
-  _globals['_LISTTOKENSREQUEST']._serialized_start=498
-  _globals['_LISTTOKENSREQUEST']._serialized_end=517
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=519
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=576
-  _globals['_REVOKETOKENREQUEST']._serialized_start=578
-  _globals['_REVOKETOKENREQUEST']._serialized_end=610
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=612
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=633
-  _globals['_ENROLLAGENTREQUEST']._serialized_start=635
-  _globals['_ENROLLAGENTREQUEST']._serialized_end=690
-  _globals['_ENROLLAGENTRESPONSE']._serialized_start=692
-  _globals['_ENROLLAGENTRESPONSE']._serialized_end=799
-  _globals['_REVOKEAGENTREQUEST']._serialized_start=801
-  _globals['_REVOKEAGENTREQUEST']._serialized_end=839
-  _globals['_REVOKEAGENTRESPONSE']._serialized_start=841
-  _globals['_REVOKEAGENTRESPONSE']._serialized_end=884
-  _globals['_WHOAMIREQUEST']._serialized_start=886
-  _globals['_WHOAMIREQUEST']._serialized_end=901
-  _globals['_WHOAMIRESPONSE']._serialized_start=903
-  _globals['_WHOAMIRESPONSE']._serialized_end=973
-  _globals['_TRUSTSERVICE']._serialized_start=1056
-  _globals['_TRUSTSERVICE']._serialized_end=1556
+  _globals['_AGENTCERTIFICATE']._serialized_start=293
+  _globals['_AGENTCERTIFICATE']._serialized_end=434
+  _globals['_AGENTREVOCATION']._serialized_start=436
+  _globals['_AGENTREVOCATION']._serialized_end=516
+  _globals['_CREATETOKENREQUEST']._serialized_start=519
+  _globals['_CREATETOKENREQUEST']._serialized_end=649
+  _globals['_CREATETOKENRESPONSE']._serialized_start=651
+  _globals['_CREATETOKENRESPONSE']._serialized_end=722
+  _globals['_LISTTOKENSREQUEST']._serialized_start=724
+  _globals['_LISTTOKENSREQUEST']._serialized_end=743
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=745
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=802
+  _globals['_REVOKETOKENREQUEST']._serialized_start=804
+  _globals['_REVOKETOKENREQUEST']._serialized_end=836
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=838
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=859
+  _globals['_ENROLLAGENTREQUEST']._serialized_start=861
+  _globals['_ENROLLAGENTREQUEST']._serialized_end=916
+  _globals['_ENROLLAGENTRESPONSE']._serialized_start=919
+  _globals['_ENROLLAGENTRESPONSE']._serialized_end=1049
+  _globals['_ISSUEOPERATORCERTIFICATEREQUEST']._serialized_start=1051
+  _globals['_ISSUEOPERATORCERTIFICATEREQUEST']._serialized_end=1119
+  _globals['_ISSUEOPERATORCERTIFICATERESPONSE']._serialized_start=1122
+  _globals['_ISSUEOPERATORCERTIFICATERESPONSE']._serialized_end=1276
+  _globals['_REVOKEAGENTREQUEST']._serialized_start=1278
+  _globals['_REVOKEAGENTREQUEST']._serialized_end=1316
+  _globals['_REVOKEAGENTRESPONSE']._serialized_start=1318
+  _globals['_REVOKEAGENTRESPONSE']._serialized_end=1361
+  _globals['_WHOAMIREQUEST']._serialized_start=1363
+  _globals['_WHOAMIREQUEST']._serialized_end=1378
+  _globals['_WHOAMIRESPONSE']._serialized_start=1380
+  _globals['_WHOAMIRESPONSE']._serialized_end=1450
+  _globals['_TRUSTSERVICE']._serialized_start=1533
+  _globals['_TRUSTSERVICE']._serialized_end=2156
 # @@protoc_insertion_point(module_scope)

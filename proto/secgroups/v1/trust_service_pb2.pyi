@@ -96,6 +96,72 @@ class Token(_message.Message):
 Global___Token: _TypeAlias = Token  # noqa: Y015
 
 @_typing.final
+class AgentCertificate(_message.Message):
+    """A certificate that was issued to an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ISSUED_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent."""
+    serial: _builtins.str
+    """Its serial number in lower-case hexadecimal."""
+    @_builtins.property
+    def issued(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is good."""
+
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is refused."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        issued: _timestamp_pb2.Timestamp | None = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "issued", b"issued"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "expires", b"expires", "issued", b"issued", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentCertificate: _TypeAlias = AgentCertificate  # noqa: Y015
+
+@_typing.final
+class AgentRevocation(_message.Message):
+    """The end of an agent's certificates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent."""
+    @_builtins.property
+    def revoked(self) -> _timestamp_pb2.Timestamp:
+        """Certificates that were issued before are refused."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        revoked: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revoked", b"revoked"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "revoked", b"revoked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentRevocation: _TypeAlias = AgentRevocation  # noqa: Y015
+
+@_typing.final
 class CreateTokenRequest(_message.Message):
     """Asks for a token."""
 
@@ -274,10 +340,13 @@ class EnrollAgentResponse(_message.Message):
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     CA_PEM_FIELD_NUMBER: _builtins.int
     EXPIRES_FIELD_NUMBER: _builtins.int
+    AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
     certificate_pem: _builtins.str
     """The certificate in PEM; its subject alternative name is the URI secgroups://agent/AGENT_ID."""
     ca_pem: _builtins.str
     """What the agent checks the controller by, in PEM."""
+    authority_pem: _builtins.str
+    """What the agent checks by, in PEM, who asks it for verdicts."""
     @_builtins.property
     def expires(self) -> _timestamp_pb2.Timestamp:
         """From when on the certificate is refused."""
@@ -288,14 +357,77 @@ class EnrollAgentResponse(_message.Message):
         certificate_pem: _builtins.str = ...,
         ca_pem: _builtins.str = ...,
         expires: _timestamp_pb2.Timestamp | None = ...,
+        authority_pem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "expires", b"expires"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_pem", b"authority_pem", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "expires", b"expires"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnrollAgentResponse: _TypeAlias = EnrollAgentResponse  # noqa: Y015
+
+@_typing.final
+class IssueOperatorCertificateRequest(_message.Message):
+    """Asks for a certificate to ask an agent with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CSR_PEM_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """Id of the agent."""
+    csr_pem: _builtins.str
+    """PKCS #10 request in PEM, as for an agent."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        csr_pem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "csr_pem", b"csr_pem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueOperatorCertificateRequest: _TypeAlias = IssueOperatorCertificateRequest  # noqa: Y015
+
+@_typing.final
+class IssueOperatorCertificateResponse(_message.Message):
+    """The answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
+    AGENT_SERVER_NAME_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    certificate_pem: _builtins.str
+    """The certificate in PEM; its subject alternative name is the URI secgroups://operator/TOKEN_ID."""
+    authority_pem: _builtins.str
+    """What the agent is checked by, in PEM."""
+    agent_server_name: _builtins.str
+    """The name that the agent has in its certificate: to be checked in place of that of its host."""
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """From when on the certificate is refused."""
+
+    def __init__(
+        self,
+        *,
+        certificate_pem: _builtins.str = ...,
+        authority_pem: _builtins.str = ...,
+        agent_server_name: _builtins.str = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_server_name", b"agent_server_name", "authority_pem", b"authority_pem", "certificate_pem", b"certificate_pem", "expires", b"expires"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueOperatorCertificateResponse: _TypeAlias = IssueOperatorCertificateResponse  # noqa: Y015
 
 @_typing.final
 class RevokeAgentRequest(_message.Message):

@@ -60,6 +60,11 @@ class TrustServiceStub:
                 request_serializer=secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentRequest.SerializeToString,
                 response_deserializer=secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentResponse.FromString,
                 _registered_method=True)
+        self.IssueOperatorCertificate = channel.unary_unary(
+                '/secgroups.v1.TrustService/IssueOperatorCertificate',
+                request_serializer=secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateRequest.SerializeToString,
+                response_deserializer=secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateResponse.FromString,
+                _registered_method=True)
         self.WhoAmI = channel.unary_unary(
                 '/secgroups.v1.TrustService/WhoAmI',
                 request_serializer=secgroups_dot_v1_dot_trust__service__pb2.WhoAmIRequest.SerializeToString,
@@ -107,6 +112,14 @@ class TrustServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueOperatorCertificate(self, request, context):
+        """Issues a certificate with which its caller may ask agents for an hour, where they answer elsewhere than on their own host. It can't
+        be revoked: it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WhoAmI(self, request, context):
         """Tells who the caller is.
         """
@@ -141,6 +154,11 @@ def add_TrustServiceServicer_to_server(servicer, server):
                     servicer.RevokeAgent,
                     request_deserializer=secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentRequest.FromString,
                     response_serializer=secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentResponse.SerializeToString,
+            ),
+            'IssueOperatorCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueOperatorCertificate,
+                    request_deserializer=secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateRequest.FromString,
+                    response_serializer=secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateResponse.SerializeToString,
             ),
             'WhoAmI': grpc.unary_unary_rpc_method_handler(
                     servicer.WhoAmI,
@@ -284,6 +302,33 @@ class TrustService:
             '/secgroups.v1.TrustService/RevokeAgent',
             secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentRequest.SerializeToString,
             secgroups_dot_v1_dot_trust__service__pb2.RevokeAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueOperatorCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secgroups.v1.TrustService/IssueOperatorCertificate',
+            secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateRequest.SerializeToString,
+            secgroups_dot_v1_dot_trust__service__pb2.IssueOperatorCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class TrustServiceStub:
     """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
     answered, and its stream is ended. It can be enrolled again.
     """
+    IssueOperatorCertificate: _grpc.UnaryUnaryMultiCallable[_trust_service_pb2.IssueOperatorCertificateRequest, _trust_service_pb2.IssueOperatorCertificateResponse]
+    """Issues a certificate with which its caller may ask agents for an hour, where they answer elsewhere than on their own host. It can't
+    be revoked: it ends.
+    """
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_trust_service_pb2.WhoAmIRequest, _trust_service_pb2.WhoAmIResponse]
     """Tells who the caller is."""
 
@@ -64,6 +68,10 @@ class TrustServiceAsyncStub(TrustServiceStub):
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.RevokeAgentRequest, _trust_service_pb2.RevokeAgentResponse]  # type: ignore[assignment]
     """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
     answered, and its stream is ended. It can be enrolled again.
+    """
+    IssueOperatorCertificate: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.IssueOperatorCertificateRequest, _trust_service_pb2.IssueOperatorCertificateResponse]  # type: ignore[assignment]
+    """Issues a certificate with which its caller may ask agents for an hour, where they answer elsewhere than on their own host. It can't
+    be revoked: it ends.
     """
     WhoAmI: _aio.UnaryUnaryMultiCallable[_trust_service_pb2.WhoAmIRequest, _trust_service_pb2.WhoAmIResponse]  # type: ignore[assignment]
     """Tells who the caller is."""
@@ -111,6 +119,16 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trust_service_pb2.RevokeAgentResponse, _abc.Awaitable[_trust_service_pb2.RevokeAgentResponse]]:
         """Revokes all certificates of an agent, those that are not known (after a backup was put back) as well: in force when this is
         answered, and its stream is ended. It can be enrolled again.
+        """
+
+    @_abc_1.abstractmethod
+    def IssueOperatorCertificate(
+        self,
+        request: _trust_service_pb2.IssueOperatorCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trust_service_pb2.IssueOperatorCertificateResponse, _abc.Awaitable[_trust_service_pb2.IssueOperatorCertificateResponse]]:
+        """Issues a certificate with which its caller may ask agents for an hour, where they answer elsewhere than on their own host. It can't
+        be revoked: it ends.
         """
 
     @_abc_1.abstractmethod

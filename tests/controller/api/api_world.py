@@ -15,6 +15,7 @@ from secgroups.v1 import (
     agent_service_pb2,
     attachment_service_pb2,
     group_service_pb2,
+    limit_service_pb2,
     rule_service_pb2,
     ruleset_service_pb2,
     server_service_pb2,
@@ -23,6 +24,7 @@ from secgroups.v1 import types_pb2 as types
 from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
+from secgroups.v1.limit_service_pb2_grpc import LimitServiceStub
 from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 from secgroups.v1.server_service_pb2_grpc import ServerServiceStub
@@ -33,6 +35,7 @@ _SERVICES = (
     (agent_service_pb2, AgentServiceStub),
     (attachment_service_pb2, AttachmentServiceStub),
     (group_service_pb2, GroupServiceStub),
+    (limit_service_pb2, LimitServiceStub),
     (rule_service_pb2, RuleServiceStub),
     (ruleset_service_pb2, RulesetServiceStub),
     (server_service_pb2, ServerServiceStub),

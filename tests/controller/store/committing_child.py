@@ -21,7 +21,7 @@ from store_world import PROJECT, allow
 from secgroups.controller import operations as ops
 from secgroups.controller.core import Core
 from secgroups.controller.errors import RequestError
-from secgroups.controller.model import Limits
+from secgroups.controller.limits import Limits
 from secgroups.controller.store.interface import RequestKey, Transaction
 from secgroups.controller.store.sqlite import SqliteStore
 

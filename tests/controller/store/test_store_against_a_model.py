@@ -35,7 +35,8 @@ from steps_of_store import (
 from store_world import everything, folded
 
 from secgroups.controller import operations as ops
-from secgroups.controller.model import ANYWHERE, Direction, GroupRemote, Limits, Remote, Rule, RuleSpec, etag_of
+from secgroups.controller.limits import Limits
+from secgroups.controller.model import ANYWHERE, Direction, GroupRemote, Remote, Rule, RuleSpec, etag_of
 from secgroups.controller.state import State
 from secgroups.controller.store.interface import Committed, Contents, Pending, Transaction
 from secgroups.controller.store.sqlite import SqliteStore

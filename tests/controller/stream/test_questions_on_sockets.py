@@ -14,8 +14,8 @@ from stream_world import ops
 
 from secgroups.controller.core import Core
 from secgroups.controller.interceptors import ErrorsAndLog
+from secgroups.controller.limits import Limits
 from secgroups.controller.metrics import Counts
-from secgroups.controller.model import Limits
 from secgroups.controller.preview import FlowsCut
 from secgroups.controller.questions import QUESTIONS_MAX
 from secgroups.controller.services.agents import Agents, add_agents_to_server

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder for ca.pem, agent.pem and agent-key.pem; the agent's --tls-dir, or tls in its --state-dir.",
+    help="Folder for ca.pem, authority.pem, agent.pem and agent-key.pem; the agent's --tls-dir, or tls in its --state-dir.",
 )
 @click.pass_obj
 def enroll(settings: Settings, agent_id: str, folder: Path) -> None:
@@ -29,27 +29,24 @@ def enroll(settings: Settings, agent_id: str, folder: Path) -> None:
 
     Example: sgctl agent enroll hypervisor-1 --out /var/lib/secgroups/tls
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
     from secgroups.cli.contexts import write_private
+    from secgroups.cli.keys import new_key
     from secgroups.cli.kinds import time_text
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, agent_id[:64] or "agent")])
-    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    encoding = serialization.Encoding.PEM
-    request = pb.EnrollAgentRequest(agent_id=agent_id, csr_pem=csr.public_bytes(encoding).decode())
+    key_pem, csr_pem = new_key(agent_id)
+    request = pb.EnrollAgentRequest(agent_id=agent_id, csr_pem=csr_pem)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CliError(f"{folder} can't be made: {error.strerror}") from None
     with settings.connect() as client:
         made = client.call_once(client.trust.EnrollAgent, request)
-    key_pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-    for name, text in (("ca.pem", made.ca_pem), ("agent-key.pem", key_pem), ("agent.pem", made.certificate_pem)):
+    for name, text in (
+        ("ca.pem", made.ca_pem),
+        ("authority.pem", made.authority_pem),
+        ("agent-key.pem", key_pem),
+        ("agent.pem", made.certificate_pem),
+    ):
         write_private(folder / name, text)
     click.echo(f"agent {agent_id} enrolled until {time_text(made.expires)}; certificate and key are in {folder}")
 

@@ -19,7 +19,7 @@ from secgroups.controller.convert import (
 )
 from secgroups.controller.core import Core
 from secgroups.controller.errors import NotFoundError
-from secgroups.controller.model import Limits
+from secgroups.controller.limits import Limits
 from secgroups.controller.services.mutation import Context, mutate
 from secgroups.v1 import attachment_service_pb2 as pb
 from secgroups.v1.attachment_service_pb2_grpc import AttachmentServiceServicer
@@ -70,11 +70,12 @@ class AttachmentService(AttachmentServiceServicer):
 
     async def SetServerGroups(self, request: pb.SetServerGroupsRequest, context: Context) -> pb.SetServerGroupsResponse:
         checks = Checks()
+        groups_max = self._core.state.limits_of(request.project, self._limits).groups_per_server
         operation = partial(
             operations.set_server_groups,
             project=checks.take(project_of, request),
             server_id=checks.take(required, request.server_id, "server_id"),
-            group_ids=checks.take(group_ids_of, request.group_ids, self._limits.groups_per_server),
+            group_ids=checks.take(group_ids_of, request.group_ids, groups_max),
             etag=request.etag,
         )
         return await mutate(

@@ -8,12 +8,17 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from secgroups.controller.audit import Wanted, actor_of, remotes_of
+from secgroups.controller.audit import FOR_ADMINS, Wanted, actor_of, remotes_of
 from secgroups.controller.convert import group_message, page_start, page_token, rule_message, server_message, timestamp
 from secgroups.controller.core import Core
 from secgroups.controller.errors import InvalidError, PreconditionError, StoreUnavailableError
-from secgroups.controller.model import Change, Group, Rule, Server
+from secgroups.controller.limits import LimitOverrides
+from secgroups.controller.model import Change, Group, Object, Rule, Server
+from secgroups.controller.services.credential_messages import certificate_message, revocation_message, token_message
+from secgroups.controller.services.limits import limit_overrides_message
 from secgroups.controller.services.mutation import Context
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
+from secgroups.controller.trust.principals import caller
 from secgroups.v1 import audit_service_pb2 as pb
 from secgroups.v1.audit_service_pb2_grpc import AuditServiceServicer
 
@@ -57,7 +62,7 @@ class AuditService(AuditServiceServicer):
         size, read = request.page_size or PAGE_SIZE_DEFAULT, 0
         found: list[Change] = []
         while len(found) < size and read < READ_CHANGES_MAX:
-            rows = await self._core.read_log_back(wanted.project, before, READ_CHANGES)
+            rows = await self._core.read_log_back(wanted.project, before, READ_CHANGES, wanted.without)
             read += len(rows)
             for change, place in rows:
                 if change.at_us < since_us:
@@ -107,12 +112,14 @@ class AuditService(AuditServiceServicer):
 
     async def _wanted(self, request: pb.ListChangesRequest | pb.WatchChangesRequest) -> Wanted:
         given, project = request.filter, request.project
+        principal = caller.get()
         wanted = Wanted(
             project=project,
             group_id=given.group_id,
             rule_id=given.rule_id,
             server_id=given.server_id,
             token_id=given.token_id,
+            without=frozenset() if principal is None or principal.is_admin else FOR_ADMINS,
         )
         if not given.rule_id:
             return wanted
@@ -153,7 +160,7 @@ def _message(change: Change) -> pb.Change:
     return message
 
 
-def _object(thing: Group | Rule | Server) -> pb.ChangedObject:
+def _object(thing: Object) -> pb.ChangedObject:
     match thing:
         case Group():
             return pb.ChangedObject(group=group_message(thing, rule_count=0, server_count=0))
@@ -161,3 +168,11 @@ def _object(thing: Group | Rule | Server) -> pb.ChangedObject:
             return pb.ChangedObject(rule=rule_message(thing))
         case Server():
             return pb.ChangedObject(server=server_message(thing))
+        case LimitOverrides():
+            return pb.ChangedObject(limits=limit_overrides_message(thing))
+        case Token():
+            return pb.ChangedObject(token=token_message(thing))
+        case AgentCertificate():
+            return pb.ChangedObject(certificate=certificate_message(thing))
+        case AgentRevocation():
+            return pb.ChangedObject(revocation=revocation_message(thing))

@@ -20,6 +20,12 @@ AnswerT = TypeVar("AnswerT", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+def actor_of_call(context: Context) -> str:
+    """Return what the change log keeps of who makes the call that is under way."""
+    principal = caller.get()
+    return actor_text(principal.key if principal else "", context.peer())
+
+
 async def mutate(
     core: Core,
     request: Any,
@@ -53,7 +59,7 @@ async def mutate(
         validate_only=request.validate_only,
         request=key,
         encode=encode,
-        actor=actor_text(principal.key if (principal := caller.get()) else "", context.peer()),
+        actor=actor_of_call(context),
     )
     if outcome.replayed is not None:
         return answer_type.FromString(outcome.replayed)

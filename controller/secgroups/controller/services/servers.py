@@ -22,7 +22,8 @@ from secgroups.controller.convert import (
 )
 from secgroups.controller.core import Core
 from secgroups.controller.errors import NotFoundError
-from secgroups.controller.model import Limits, Server, check_name, parse_address
+from secgroups.controller.limits import Limits
+from secgroups.controller.model import Server, check_name, parse_address
 from secgroups.controller.services.mutation import Context, mutate
 from secgroups.v1 import server_service_pb2 as pb
 from secgroups.v1.server_service_pb2_grpc import ServerServiceServicer
@@ -37,14 +38,15 @@ class ServerService(ServerServiceServicer):
 
     async def CreateServer(self, request: pb.CreateServerRequest, context: Context) -> pb.CreateServerResponse:
         checks = Checks()
+        limits = self._core.state.limits_of(request.project, self._limits)
         operation = partial(
             operations.create_server,
             project=checks.take(project_of, request),
             server_id=checks.take(check_name, request.id, "id"),
             name=checks.take(_name_or_none, request.name, "name"),
-            addresses=checks.take(addresses_of, request.addresses, self._limits.addresses_per_server),
+            addresses=checks.take(addresses_of, request.addresses, limits.addresses_per_server),
             agent_id=checks.take(_name_or_none, request.agent_id, "agent_id"),
-            group_ids=checks.take(group_ids_of, request.group_ids, self._limits.groups_per_server),
+            group_ids=checks.take(group_ids_of, request.group_ids, limits.groups_per_server),
             others_planned=checks.take(others_planned_of, request.others_planned, request.validate_only),
         )
         return await mutate(
@@ -99,7 +101,8 @@ class ServerService(ServerServiceServicer):
     async def UpdateServer(self, request: pb.UpdateServerRequest, context: Context) -> pb.UpdateServerResponse:
         checks = Checks()
         paths = checks.take(mask_of, request.update_mask, ("name", "addresses", "agent_id", "group_ids")) or ()
-        addresses_max, groups_max = self._limits.addresses_per_server, self._limits.groups_per_server
+        limits = self._core.state.limits_of(request.project, self._limits)
+        addresses_max, groups_max = limits.addresses_per_server, limits.groups_per_server
         operation = partial(
             operations.update_server,
             project=checks.take(project_of, request),

@@ -6,9 +6,11 @@ from secgroups.controller.clocks import SYSTEM_CLOCKS, Clocks
 from secgroups.controller.convert import required, timestamp
 from secgroups.controller.errors import InvalidError
 from secgroups.controller.model import check_name
-from secgroups.controller.services.mutation import Context
-from secgroups.controller.trust.authority import Authority
-from secgroups.controller.trust.credentials import Credentials, Token
+from secgroups.controller.services.credential_messages import token_message
+from secgroups.controller.services.mutation import Context, actor_of_call
+from secgroups.controller.trust.authority import Authority, agent_server_name
+from secgroups.controller.trust.credentials import Credentials
+from secgroups.controller.trust.kept import Token
 from secgroups.controller.trust.principals import Role, caller
 from secgroups.controller.trust.tokens import new_token
 from secgroups.v1 import trust_service_pb2 as pb
@@ -40,14 +42,14 @@ class TrustService(TrustServiceServicer):
             expires_us=_expires_us(request, now_us),
             hash=kept,
         )
-        await self._credentials.add_token(token, caller.get())
-        return pb.CreateTokenResponse(token=_message(token), text=text)
+        await self._credentials.add_token(token, caller.get(), actor_of_call(context))
+        return pb.CreateTokenResponse(token=token_message(token), text=text)
 
     async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
-        return pb.ListTokensResponse(tokens=[_message(token) for token in self._credentials.tokens()])
+        return pb.ListTokensResponse(tokens=[token_message(token) for token in self._credentials.tokens()])
 
     async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Context) -> pb.RevokeTokenResponse:
-        await self._credentials.revoke_token(required(request.id, "id"))
+        await self._credentials.revoke_token(required(request.id, "id"), actor_of_call(context))
         return pb.RevokeTokenResponse()
 
     async def EnrollAgent(self, request: pb.EnrollAgentRequest, context: Context) -> pb.EnrollAgentResponse:
@@ -55,15 +57,29 @@ class TrustService(TrustServiceServicer):
         # Before anything is signed: an agent that may have no more must not keep the controller busy.
         self._credentials.check_share(request.agent_id, caller.get())
         issued = self._authority.issue(request.agent_id, request.csr_pem)
-        await self._credentials.add_certificate(request.agent_id, issued, caller.get())
+        await self._credentials.add_certificate(request.agent_id, issued, caller.get(), actor_of_call(context))
         return pb.EnrollAgentResponse(
             certificate_pem=issued.certificate_pem.decode(),
             ca_pem=self._ca_pem.decode(),
             expires=timestamp(issued.expires_us),
+            authority_pem=self._authority.ca_pem.decode(),
+        )
+
+    async def IssueOperatorCertificate(
+        self, request: pb.IssueOperatorCertificateRequest, context: Context
+    ) -> pb.IssueOperatorCertificateResponse:
+        check_name(request.agent_id, "agent_id")
+        principal = caller.get()
+        issued = self._authority.issue_operator(principal.key if principal else "", request.csr_pem)
+        return pb.IssueOperatorCertificateResponse(
+            certificate_pem=issued.certificate_pem.decode(),
+            authority_pem=self._authority.ca_pem.decode(),
+            agent_server_name=agent_server_name(request.agent_id),
+            expires=timestamp(issued.expires_us),
         )
 
     async def RevokeAgent(self, request: pb.RevokeAgentRequest, context: Context) -> pb.RevokeAgentResponse:
-        count = await self._credentials.revoke_agent(required(request.agent_id, "agent_id"))
+        count = await self._credentials.revoke_agent(required(request.agent_id, "agent_id"), actor_of_call(context))
         return pb.RevokeAgentResponse(certificates=count)
 
     async def WhoAmI(self, request: pb.WhoAmIRequest, context: Context) -> pb.WhoAmIResponse:
@@ -72,20 +88,7 @@ class TrustService(TrustServiceServicer):
             return pb.WhoAmIResponse()
         if principal.agent_id:
             return pb.WhoAmIResponse(agent_id=principal.agent_id)
-        return pb.WhoAmIResponse(token=_message(self._credentials.token(principal.key)))
-
-
-def _message(token: Token) -> pb.Token:
-    message = pb.Token(
-        id=token.id,
-        name=token.name,
-        role=pb.Role.ValueType(token.role),
-        project=token.project,
-        created=timestamp(token.created_us),
-    )
-    if token.expires_us is not None:
-        message.expires.CopyFrom(timestamp(token.expires_us))
-    return message
+        return pb.WhoAmIResponse(token=token_message(self._credentials.token(principal.key)))
 
 
 def _name_of(request: pb.CreateTokenRequest) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 
-from secgroups.controller.model import Change
+from secgroups.controller.model import Change, ObjectKind
 from secgroups.controller.store.interface import ChangePage
 from secgroups.controller.store.records import record_of, thing_of
 
@@ -57,11 +57,15 @@ def read(connection: sqlite3.Connection, revision: int, limit: int) -> ChangePag
 
 
 def read_back(
-    connection: sqlite3.Connection, project: str, before: tuple[int, int] | None, limit: int
+    connection: sqlite3.Connection,
+    project: str,
+    before: tuple[int, int] | None,
+    limit: int,
+    without: Collection[ObjectKind] = (),
 ) -> list[tuple[Change, tuple[int, int]]]:
     """Return the latest changes before a place (revision, and number within it), the newest first, each with its place.
 
-    Of one project, or of all if that is empty; None for the end of the log.
+    Of one project, or of all if that is empty, ``without`` some kinds of object; None for the end of the log.
     """
     conditions: list[str] = []
     values: list[str | int] = []
@@ -71,6 +75,9 @@ def read_back(
     if before is not None:
         conditions.append("(revision, seq) < (?, ?)")
         values += before
+    if without:
+        conditions.append(f"kind NOT IN ({', '.join('?' * len(without))})")
+        values += without
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     query = f"SELECT * FROM changes {where} ORDER BY revision DESC, seq DESC LIMIT ?"  # noqa: S608
     return [(_change_of(row), (row["revision"], row["seq"])) for row in connection.execute(query, (*values, limit))]

@@ -6,20 +6,19 @@ controllers on one store could work the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from secgroups.controller.model import Change, Group, Limits, Rule, Server
+from secgroups.controller.limits import LimitOverrides, Limits
+from secgroups.controller.model import Change, Group, ObjectKind, Rule, Server
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, KeptCredentials, Token
 
 T = TypeVar("T")
 
 
 class Transaction(Protocol):
     """One mutation in the making: what it reads is current, what it writes becomes durable with ``revision`` or not at all."""
-
-    @property
-    def limits(self) -> Limits: ...
 
     @property
     def revision(self) -> int:
@@ -74,6 +73,30 @@ class Transaction(Protocol):
 
     def delete_server(self, server: Server) -> None: ...
 
+    def limits_of(self, project: str) -> Limits:
+        """Return what counts for a project: its overrides, and the controller's defaults for the rest."""
+
+    def find_limit_overrides(self, project: str) -> LimitOverrides | None: ...
+
+    def count_limit_overrides(self) -> int:
+        """Return how many projects have any."""
+
+    def put_limit_overrides(self, before: LimitOverrides | None, after: LimitOverrides) -> None: ...
+
+    def delete_limit_overrides(self, overrides: LimitOverrides) -> None: ...
+
+    def add_token(self, token: Token) -> None: ...
+
+    def delete_token(self, token: Token) -> None: ...
+
+    def add_certificate(self, certificate: AgentCertificate) -> None: ...
+
+    def forget_certificates(self, ended_us: int) -> None:
+        """Forget those that ended at a time or before. That is no change."""
+
+    def revoke_agent(self, before: AgentRevocation | None, after: AgentRevocation) -> None:
+        """Revoke all certificates of an agent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
@@ -121,6 +144,8 @@ class Contents:
     groups: list[Group] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
+    limit_overrides: list[LimitOverrides] = field(default_factory=list)
+    credentials: KeptCredentials = field(default_factory=KeptCredentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +186,9 @@ class Lineage(Protocol):
 
 
 class Store(Lineage, Protocol):
-    """Keeps groups, rules and servers. One thread at a time, but for ``Lineage`` and the change log: these at any time.
+    """Keeps groups, rules, servers, limits of projects, tokens and what was issued to agents.
 
-    ``revision`` is that of the last commit.
+    One thread at a time, but for ``Lineage`` and the change log: these at any time. ``revision`` is that of the last commit.
     """
 
     @property
@@ -188,10 +213,12 @@ class Store(Lineage, Protocol):
     def changes_since(self, revision: int, limit: int = 1_000) -> ChangePage:
         """Return what happened after ``revision``: about ``limit`` changes, but whole revisions and at least one."""
 
-    def changes_before(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+    def changes_before(
+        self, project: str, before: Place | None, limit: int, without: Collection[ObjectKind] = ()
+    ) -> list[tuple[Change, Place]]:
         """Return the latest changes before a place in the log, None for its end, the newest first, each with its place.
 
-        Of one project, or of all if that is empty.
+        Of one project, or of all if that is empty; those of some kinds of object may be left out.
         """
 
     def changes_of(self, key: str, limit: int) -> list[Change]:

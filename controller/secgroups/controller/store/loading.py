@@ -12,9 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from secgroups.controller.errors import RequestError
+from secgroups.controller.limits import LimitOverrides
 from secgroups.controller.model import Group, Rule, Server
 from secgroups.controller.store.interface import Contents
-from secgroups.controller.store.records import GROUP_COLUMNS, SERVER_COLUMNS, address_of, names_of, spec_of_text
+from secgroups.controller.store.records import (
+    GROUP_COLUMNS,
+    LIMIT_COLUMNS,
+    SERVER_COLUMNS,
+    address_of,
+    names_of,
+    spec_of_text,
+)
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, KeptCredentials, Token
+from secgroups.controller.trust.principals import Role
 
 V = TypeVar("V")
 
@@ -23,6 +33,11 @@ _RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revis
 _SERVERS = f"SELECT {', '.join(SERVER_COLUMNS)} FROM servers ORDER BY project, id"  # noqa: S608
 _ADDRESSES = "SELECT project, server_id, address FROM addresses ORDER BY project, server_id, position"
 _ATTACHMENTS = "SELECT project, server_id, group_id FROM attachments ORDER BY project, server_id, group_id"
+
+_LIMITS = f"SELECT {', '.join(LIMIT_COLUMNS)} FROM limit_overrides ORDER BY project"  # noqa: S608
+_TOKENS = "SELECT id, name, role, project, created_us, expires_us, hash FROM tokens ORDER BY id"
+_CERTIFICATES = "SELECT serial, agent_id, issued_us, expires_us, revoked FROM certificates ORDER BY serial"
+_REVOCATIONS = "SELECT agent_id, revoked_us FROM revoked_agents ORDER BY agent_id"
 
 
 def load(connection: sqlite3.Connection, revision: int) -> Contents:
@@ -44,7 +59,15 @@ class _Loading:
         self._addresses = self._lists(_ADDRESSES)
         self._attached = self._lists(_ATTACHMENTS)
         servers = list(self._each("servers", _SERVERS, self._server))
-        return Contents(revision=revision, groups=groups, rules=rules, servers=servers)
+        limits = list(self._each("limit_overrides", _LIMITS, self._limit_overrides))
+        return Contents(
+            revision=revision,
+            groups=groups,
+            rules=rules,
+            servers=servers,
+            limit_overrides=limits,
+            credentials=self._credentials(),
+        )
 
     def _rows(self, query: str) -> sqlite3.Cursor:
         cursor = self._connection.cursor()
@@ -66,6 +89,34 @@ class _Loading:
         for project, server_id, value in self._rows(query):
             found[project][server_id].append(value)
         return found
+
+    def _credentials(self) -> KeptCredentials:
+        return KeptCredentials(
+            tokens=list(self._each("tokens", _TOKENS, self._token)),
+            certificates=list(self._each("certificates", _CERTIFICATES, self._certificate)),
+            revocations=list(self._each("revoked_agents", _REVOCATIONS, self._revocation)),
+        )
+
+    @staticmethod
+    def _token(id_: str, name: str, role: int, project: str, *values: Any) -> Token:
+        created_us, expires_us, hash_ = values
+        return Token(id=id_, name=name, role=Role(role), project=project, created_us=created_us, expires_us=expires_us, hash=hash_)
+
+    def _certificate(self, serial: str, agent_id: str, issued_us: int, expires_us: int, revoked: int) -> AgentCertificate:
+        return AgentCertificate(
+            serial=serial,
+            agent_id=self._share(agent_id, agent_id),
+            issued_us=issued_us,
+            expires_us=expires_us,
+            revoked=bool(revoked),
+        )
+
+    @staticmethod
+    def _revocation(agent_id: str, revoked_us: int) -> AgentRevocation:
+        return AgentRevocation(agent_id=agent_id, revoked_us=revoked_us)
+
+    def _limit_overrides(self, *values: Any) -> LimitOverrides:
+        return LimitOverrides(**dict(zip(LIMIT_COLUMNS, values, strict=True)))
 
     def _group(self, id_: str, project: str, name: str, description: str, *values: int) -> Group:
         share = self._share

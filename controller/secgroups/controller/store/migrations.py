@@ -64,6 +64,18 @@ def m006_revoked_agents(db: Database) -> None:
     db.execute("CREATE TABLE revoked_agents (agent_id TEXT PRIMARY KEY, revoked_us INTEGER NOT NULL) STRICT, WITHOUT ROWID")
 
 
+@MIGRATIONS()
+def m007_limit_overrides(db: Database) -> None:
+    """Limits that an admin has set for a project, in place of the controller's; NULL: the controller's counts."""
+    db.execute(
+        """CREATE TABLE limit_overrides (
+            project TEXT PRIMARY KEY, updated_us INTEGER NOT NULL, revision INTEGER NOT NULL,
+            groups_per_project INTEGER, rules_per_group INTEGER, groups_per_server INTEGER, servers_per_project INTEGER,
+            addresses_per_server INTEGER
+        ) STRICT, WITHOUT ROWID"""
+    )
+
+
 _OBJECTS = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE groups (

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, inet_pton
 from typing import Any
 
+from secgroups.controller.limits import LIMIT_NAMES, LimitOverrides
 from secgroups.controller.model import (
     ANYWHERE,
     Address,
@@ -16,11 +17,14 @@ from secgroups.controller.model import (
     Direction,
     Group,
     GroupRemote,
+    Object,
     Remote,
     Rule,
     RuleSpec,
     Server,
 )
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
+from secgroups.controller.trust.principals import Role
 
 Row = Mapping[str, Any]
 
@@ -98,6 +102,13 @@ SERVER_COLUMNS = (
     "project", "id", "name", "agent_id", "created_us", "updated_us", "revision", "binding_revision", "previous_agent_ids",
     "moved_revision",
 )  # fmt: skip
+# What the change log tells of them: nothing that is secret.
+_LOGGED: dict[type[Any], tuple[str, ...]] = {
+    Token: ("id", "name", "role", "project", "created_us", "expires_us"),
+    AgentCertificate: ("serial", "agent_id", "issued_us", "expires_us"),
+    AgentRevocation: ("agent_id", "revoked_us"),
+}
+LIMIT_COLUMNS = ("project", "updated_us", "revision", *LIMIT_NAMES)
 
 
 def group_of(row: Row | Sequence[Any]) -> Group:
@@ -138,7 +149,12 @@ def server_record(server: Server) -> dict[str, Any]:
     return record
 
 
-def record_of(thing: Group | Rule | Server | None) -> str | None:
+def limit_overrides_of(row: Row | Sequence[Any]) -> LimitOverrides:
+    """Return the overrides of a row or a record."""
+    return LimitOverrides(**{name: row[name] for name in LIMIT_COLUMNS})  # type: ignore[call-overload]
+
+
+def record_of(thing: Object | None) -> str | None:
     """Return an object as JSON for the change log."""
     if thing is None:
         return None
@@ -147,6 +163,10 @@ def record_of(thing: Group | Rule | Server | None) -> str | None:
     elif isinstance(thing, Rule):
         record = {name: getattr(thing, name) for name in ("id", "project", "group_id", "created_us", "revision")}
         record["spec"] = spec_record(thing.spec)
+    elif isinstance(thing, LimitOverrides):
+        record = {name: getattr(thing, name) for name in LIMIT_COLUMNS}
+    elif isinstance(thing, Token | AgentCertificate | AgentRevocation):
+        record = {name: getattr(thing, name) for name in _LOGGED[type(thing)]}
     else:
         record = server_record(thing)
         record["addresses"] = [str(address) for address in thing.addresses]
@@ -154,7 +174,7 @@ def record_of(thing: Group | Rule | Server | None) -> str | None:
     return to_json(record)
 
 
-def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
+def thing_of(kind: str, text: str | None) -> Object | None:
     """Return the object of its JSON in the change log."""
     if text is None:
         return None
@@ -163,6 +183,14 @@ def thing_of(kind: str, text: str | None) -> Group | Rule | Server | None:
         return group_of(record)
     if kind == "rule":
         return _rule(record, spec_of(record["spec"]))
+    if kind == "limits":
+        return limit_overrides_of(record)
+    if kind == "token":
+        return Token(**{**record, "role": Role(record["role"])})
+    if kind == "certificate":
+        return AgentCertificate(**record)
+    if kind == "revocation":
+        return AgentRevocation(**record)
     if "previous_agent_id" in record:
         # Written before there could be several.
         record["previous_agent_ids"] = record["previous_agent_id"]

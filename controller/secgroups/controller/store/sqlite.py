@@ -12,14 +12,15 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
 from secgroups.controller.errors import RequestError, StoreFileError, StoreUnavailableError
-from secgroups.controller.model import Change, Limits
+from secgroups.controller.limits import Limits
+from secgroups.controller.model import Change, ObjectKind
 from secgroups.controller.store import answers, change_log, loading, timelines
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.interface import ChangePage, Committed, Contents, Pending, Place
@@ -247,9 +248,11 @@ class SqliteStore:
         """
         return self._read_log(lambda connection: change_log.read(connection, revision, limit))
 
-    def changes_before(self, project: str, before: Place | None, limit: int) -> list[tuple[Change, Place]]:
+    def changes_before(
+        self, project: str, before: Place | None, limit: int, without: Collection[ObjectKind] = ()
+    ) -> list[tuple[Change, Place]]:
         """Return the latest changes before a place in the log, the newest first; see ``change_log``. StoreUnavailableError."""
-        return self._read_log(lambda connection: change_log.read_back(connection, project, before, limit))
+        return self._read_log(lambda connection: change_log.read_back(connection, project, before, limit, without))
 
     def changes_of(self, key: str, limit: int) -> list[Change]:
         """Return the latest changes of the objects with a key, the newest first. StoreUnavailableError."""

@@ -6,10 +6,11 @@ import sqlite3
 from dataclasses import replace
 from typing import Any
 
+from secgroups.controller.limits import LimitOverrides, Limits
 from secgroups.controller.model import (
     Change,
     Group,
-    Limits,
+    Object,
     ObjectKind,
     Rule,
     Server,
@@ -19,14 +20,17 @@ from secgroups.controller.model import (
 from secgroups.controller.store.ids import Ids
 from secgroups.controller.store.records import (
     GROUP_COLUMNS,
+    LIMIT_COLUMNS,
     SERVER_COLUMNS,
     group_of,
+    limit_overrides_of,
     rule_of,
     server_of,
     server_record,
     spec_record,
     to_json,
 )
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
 
 _INSERT_GROUP = f"INSERT INTO groups ({', '.join(GROUP_COLUMNS)}) VALUES ({', '.join('?' * len(GROUP_COLUMNS))})"  # noqa: S608
 _UPDATE_GROUP = "UPDATE groups SET name = ?, description = ?, updated_us = ?, revision = ?, rules_revision = ? WHERE id = ?"
@@ -34,6 +38,9 @@ _INSERT_SERVER = f"INSERT INTO servers ({', '.join(SERVER_COLUMNS)}) VALUES ({',
 _UPDATE_SERVER = f"UPDATE servers SET {', '.join(f'{name} = ?' for name in SERVER_COLUMNS)} WHERE project = ? AND id = ?"  # noqa: S608
 _COUNT_SERVER = """INSERT INTO projects (project, server_count) VALUES (?, ?)
     ON CONFLICT (project) DO UPDATE SET server_count = server_count + excluded.server_count"""
+_PUT_LIMITS = f"INSERT OR REPLACE INTO limit_overrides ({', '.join(LIMIT_COLUMNS)}) VALUES ({', '.join('?' * len(LIMIT_COLUMNS))})"  # noqa: S608
+_INSERT_TOKEN = "INSERT INTO tokens (id, name, role, project, created_us, expires_us, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S105
+_INSERT_CERTIFICATE = "INSERT INTO certificates (serial, agent_id, issued_us, expires_us, revoked) VALUES (?, ?, ?, ?, ?)"
 _PUT_RULE = """INSERT INTO rules (id, project, group_id, spec, identity, remote_group_id, created_us, revision)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET spec = excluded.spec, revision = excluded.revision"""
 
@@ -45,7 +52,7 @@ class SqliteTransaction:
         self._connection = connection
         self._ids = ids
         self._actor = actor
-        self.limits = limits
+        self._limits = limits
         self.revision = revision
         self.now_us = now_us
         self._changes: dict[tuple[ObjectKind, str], Change] = {}
@@ -177,11 +184,52 @@ class SqliteTransaction:
         self._touch_members(server, None)
         self._note("server", server.key, server, None)
 
+    def limits_of(self, project: str) -> Limits:
+        overrides = self.find_limit_overrides(project)
+        return self._limits if overrides is None else overrides.over(self._limits)
+
+    def find_limit_overrides(self, project: str) -> LimitOverrides | None:
+        row = self._one("SELECT * FROM limit_overrides WHERE project = ?", project)
+        return limit_overrides_of(row) if row else None
+
+    def count_limit_overrides(self) -> int:
+        return self._count("SELECT count(*) FROM limit_overrides")
+
+    def put_limit_overrides(self, before: LimitOverrides | None, after: LimitOverrides) -> None:
+        self._connection.execute(_PUT_LIMITS, [getattr(after, name) for name in LIMIT_COLUMNS])
+        self._note("limits", after.project, before, after)
+
+    def delete_limit_overrides(self, overrides: LimitOverrides) -> None:
+        self._connection.execute("DELETE FROM limit_overrides WHERE project = ?", [overrides.project])
+        self._note("limits", overrides.project, overrides, None)
+
+    def add_token(self, token: Token) -> None:
+        values = (token.id, token.name, int(token.role), token.project, token.created_us, token.expires_us, token.hash)
+        self._connection.execute(_INSERT_TOKEN, values)
+        self._note("token", token.id, None, token)
+
+    def delete_token(self, token: Token) -> None:
+        self._connection.execute("DELETE FROM tokens WHERE id = ?", [token.id])
+        self._note("token", token.id, token, None)
+
+    def add_certificate(self, certificate: AgentCertificate) -> None:
+        values = (certificate.serial, certificate.agent_id, certificate.issued_us, certificate.expires_us, certificate.revoked)
+        self._connection.execute(_INSERT_CERTIFICATE, values)
+        self._note("certificate", certificate.serial, None, certificate)
+
+    def forget_certificates(self, ended_us: int) -> None:
+        self._connection.execute("DELETE FROM certificates WHERE expires_us <= ?", [ended_us])
+
+    def revoke_agent(self, before: AgentRevocation | None, after: AgentRevocation) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO revoked_agents VALUES (?, ?)", (after.agent_id, after.revoked_us))
+        self._connection.execute("UPDATE certificates SET revoked = 1 WHERE agent_id = ?", [after.agent_id])
+        self._note("revocation", after.agent_id, before, after)
+
     def _touch_members(self, before: Server | None, after: Server | None) -> None:
         rows = [(self.revision, group_id) for group_id in groups_with_other_members(before, after)]
         self._connection.executemany("UPDATE groups SET members_revision = ? WHERE id = ?", rows)
 
-    def _note(self, kind: ObjectKind, key: str, before: Group | Rule | Server | None, after: Group | Rule | Server | None) -> None:
+    def _note(self, kind: ObjectKind, key: str, before: Object | None, after: Object | None) -> None:
         change = Change(
             revision=self.revision, kind=kind, key=key, before=before, after=after, at_us=self.now_us, actor=self._actor
         )

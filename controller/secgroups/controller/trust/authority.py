@@ -8,10 +8,11 @@ issues.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -38,11 +39,14 @@ EC_BITS_MIN = 256
 RSA_BITS_MIN, RSA_BITS_MAX = 2_048, 8_192
 # By the certificate itself: a URI is the one kind of name in which every agent id fits, percent-encoded where it is no plain ASCII.
 AGENT_URI = "secgroups://agent/"
+OPERATOR_URI = "secgroups://operator/"
+# Agents know of no revocations: what they are shown has to end by itself.
+OPERATOR_LIFETIME = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
-    """A certificate for an agent. ``serial`` in lower-case hexadecimal."""
+    """A certificate for an agent or an operator. ``serial`` in lower-case hexadecimal."""
 
     certificate_pem: bytes
     serial: str
@@ -96,11 +100,27 @@ class Authority:
     def issue(self, agent_id: str, csr_pem: str) -> Issued:
         """Return a certificate for the key of a request. InvalidError if that is none, or of a kind that is too weak."""
         key = _key_of(csr_pem)
-        begin, end = _span(ISSUED_DAYS)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, agent_id[:64])])
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(agent_uri(agent_id))]
-        builder = self._builder(name, key, begin, end, names, ExtendedKeyUsageOID.CLIENT_AUTH)
-        made = builder.sign(self._key, hashes.SHA256())
+        names = [x509.UniformResourceIdentifier(agent_uri(agent_id)), x509.DNSName(agent_server_name(agent_id))]
+        # An agent that answers elsewhere than on its own host is a server too.
+        purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._issue(agent_id, key, timedelta(days=ISSUED_DAYS), names, purposes)
+
+    def issue_operator(self, token_id: str, csr_pem: str) -> Issued:
+        """Return a short-lived certificate for the holder of a token of role admin. InvalidError as above."""
+        names = [x509.UniformResourceIdentifier(OPERATOR_URI + quote(token_id, safe=""))]
+        return self._issue(token_id, _key_of(csr_pem), OPERATOR_LIFETIME, names, [ExtendedKeyUsageOID.CLIENT_AUTH])
+
+    def _issue(
+        self,
+        name: str,
+        key: _PublicKey,
+        lifetime: timedelta,
+        names: Sequence[x509.GeneralName],
+        purposes: Sequence[x509.ObjectIdentifier],
+    ) -> Issued:
+        begin, end = _span(lifetime)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        made = self._builder(subject, key, begin, end, names, purposes).sign(self._key, hashes.SHA256())
         return Issued(
             certificate_pem=made.public_bytes(serialization.Encoding.PEM),
             serial=f"{made.serial_number:x}",
@@ -121,7 +141,7 @@ class Authority:
             return certificate, key
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"secgroups {x509.random_serial_number() >> 120:x}")])
-        begin, end = _span(AUTHORITY_DAYS)
+        begin, end = _span(timedelta(days=AUTHORITY_DAYS))
         made = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -154,10 +174,10 @@ class Authority:
             if left > timedelta(days=RENEW_DAYS) and set(_names_of(held)) >= set(names) and self._issued(held):
                 return
         key = ec.generate_private_key(ec.SECP256R1())
-        begin, end = _span(ISSUED_DAYS)
+        begin, end = _span(timedelta(days=ISSUED_DAYS))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "secgroups controller")])
         made = self._builder(
-            subject, key.public_key(), begin, end, [_general_name(name) for name in names], ExtendedKeyUsageOID.SERVER_AUTH
+            subject, key.public_key(), begin, end, [_general_name(name) for name in names], [ExtendedKeyUsageOID.SERVER_AUTH]
         ).sign(self._key, hashes.SHA256())
         write_private(key_path, _key_pem(key))
         write_private(certificate_path, made.public_bytes(serialization.Encoding.PEM))
@@ -175,8 +195,8 @@ class Authority:
         key: _PublicKey,
         begin: datetime,
         end: datetime,
-        names: list[x509.GeneralName],
-        purpose: x509.ObjectIdentifier,
+        names: Sequence[x509.GeneralName],
+        purposes: Sequence[x509.ObjectIdentifier],
     ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
@@ -188,7 +208,7 @@ class Authority:
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
@@ -197,6 +217,11 @@ class Authority:
 def agent_uri(agent_id: str) -> str:
     """Return the name of an agent in its certificate."""
     return AGENT_URI + quote(agent_id, safe="")
+
+
+def agent_server_name(agent_id: str) -> str:
+    """Return the name of an agent, as one that answers, in its certificate: of a form that no host has, whatever the id."""
+    return f"{hashlib.sha256(agent_id.encode()).hexdigest()[:40]}.agent.secgroups.internal"
 
 
 def find_agent_id(certificate: x509.Certificate) -> str | None:
@@ -246,9 +271,9 @@ def _find_pair(certificate_path: Path, key_path: Path) -> x509.Certificate | Non
     return certificate if certificate.public_key() == key.public_key() else None
 
 
-def _span(days: int) -> tuple[datetime, datetime]:
+def _span(lifetime: timedelta) -> tuple[datetime, datetime]:
     now = datetime.now(UTC)
-    return now - BACKDATED, now + timedelta(days=days)
+    return now - BACKDATED, now + lifetime
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

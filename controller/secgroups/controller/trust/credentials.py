@@ -1,24 +1,26 @@
 """Tokens and certificates: kept in the database, and in memory for every call to be checked by.
 
-What is changed is on disk before it counts, and counts before it is answered. Made on an event loop and used from it; only writing
-goes on in another thread. Bounded: so many tokens, and so many certificates, of which those that have ended are forgotten.
+What is changed is on disk and in the change log before it counts, and counts before it is answered. Made on an event loop and used
+from it. Bounded: so many tokens, and so many certificates, of which those that have ended are forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from secgroups.controller.errors import LimitError, NotFoundError, StoreUnavailableError
-from secgroups.controller.store.opening import BUSY_TIMEOUT_MS, unusable
+from secgroups.controller.errors import LimitError, NotFoundError
 from secgroups.controller.trust.authority import Issued
+from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, Token
 from secgroups.controller.trust.principals import Principal, Role, ShownCertificate, unauthenticated
 from secgroups.controller.trust.tokens import find_id, matches
+
+if TYPE_CHECKING:
+    from secgroups.controller.core import Core
+    from secgroups.controller.store.interface import Transaction
 
 TOKENS_MAX = 10_000
 CERTIFICATES_MAX = 100_000
@@ -29,82 +31,27 @@ CERTIFICATES_PER_AGENT_MAX = 16
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A token without its text. ``expires_us`` is None if it never does."""
-
-    id: str
-    name: str
-    role: Role
-    project: str
-    created_us: int
-    expires_us: int | None
-    hash: bytes
-
-    def has_expired(self, now_us: int) -> bool:
-        return self.expires_us is not None and self.expires_us <= now_us
-
-    @property
-    def principal(self) -> Principal:
-        return Principal(key=self.id, role=self.role, project=self.project, expires_us=self.expires_us)
-
-
-@dataclass(frozen=True, slots=True)
-class _Certificate:
-    """What is kept of one that was issued."""
-
-    agent_id: str
-    expires_us: int
-    revoked: bool
-
-
 class Credentials:
-    """What is in the database ``path``, whose tables are there already. ``revoked`` is called with the key of a principal.
+    """Those of ``core``, which keeps them. ``revoked`` is called with the key of a principal."""
 
-    StoreFileError if what is kept can't be read or is no token.
-    """
-
-    def __init__(self, path: Path, now_us: Callable[[], int], revoked: Callable[[str], None]) -> None:
+    def __init__(self, core: Core, now_us: Callable[[], int], revoked: Callable[[str], None]) -> None:
+        self._core = core
         self._now_us = now_us
         self._revoked = revoked
         self._writing = asyncio.Lock()
         self._changes: set[asyncio.Task[Any]] = set()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._tokens: dict[str, Token] = {}
-        self._certificates: dict[str, _Certificate] = {}
+        kept = core.credentials_at_start
+        self._tokens = {token.id: token for token in kept.tokens}
+        self._certificates: dict[str, AgentCertificate] = {}
         self._serials_by_agent: defaultdict[str, set[str]] = defaultdict(set)
-        self._agents_revoked_us: dict[str, int] = {}
-        try:
-            self._load()
-        except (sqlite3.Error, ValueError) as error:
-            self._connection.close()
-            raise unusable(path, error) from None
-
-    def _load(self) -> None:
-        for token_id, name, role, project, created_us, expires_us, hash_ in self._connection.execute(
-            "SELECT id, name, role, project, created_us, expires_us, hash FROM tokens ORDER BY id"
-        ):
-            self._tokens[token_id] = Token(
-                id=token_id,
-                name=name,
-                role=Role(role),
-                project=project,
-                created_us=created_us,
-                expires_us=expires_us,
-                hash=hash_,
-            )
-        for serial, agent_id, expires_us, revoked in self._connection.execute(
-            "SELECT serial, agent_id, expires_us, revoked FROM certificates"
-        ):
-            self._keep_certificate(serial, _Certificate(agent_id, expires_us, bool(revoked)))
-        self._agents_revoked_us.update(self._connection.execute("SELECT agent_id, revoked_us FROM revoked_agents"))
+        for certificate in kept.certificates:
+            self._keep_certificate(certificate)
+        self._revocations = {revocation.agent_id: revocation for revocation in kept.revocations}
 
     async def close(self) -> None:
-        """Let what is being written be written, then close the database."""
+        """Let what is being written be written."""
         async with self._writing:
-            self._connection.close()
+            return
 
     # Who somebody is.
 
@@ -120,7 +67,8 @@ class Credentials:
         known = self._certificates.get(shown.serial)
         if known is None:
             # Issued before the database was put back from a backup; what was revoked since it was issued counts for it too.
-            if shown.begins_us <= self._agents_revoked_us.get(shown.agent_id, -1):
+            revocation = self._revocations.get(shown.agent_id)
+            if revocation is not None and shown.begins_us <= revocation.revoked_us:
                 return None
         elif known.revoked:
             return None
@@ -157,56 +105,67 @@ class Credentials:
             raise NotFoundError("token", token_id, message=f"there is no token {token_id}")
         return token
 
-    async def add_token(self, token: Token, by: Principal | None = None) -> None:
-        """Keep a new token that ``by`` has asked for. LimitError, StoreUnavailableError, UnauthenticatedError."""
-        await self._whole(self._add_token(token, by))
+    async def add_token(self, token: Token, by: Principal | None = None, actor: str = "") -> None:
+        """Keep a new token that ``by`` has asked for. LimitError, StoreUnavailableError, UnauthenticatedError.
 
-    async def _add_token(self, token: Token, by: Principal | None) -> None:
+        ``actor`` is what the change log keeps of who that is, here and below.
+        """
+        await self._whole(self._add_token(token, by, actor))
+
+    async def _add_token(self, token: Token, by: Principal | None, actor: str) -> None:
         async with self._writing:
             self._check_still_is(by)
             if len(self._tokens) >= TOKENS_MAX:
                 message = f"{len(self._tokens)} tokens are kept, the most allowed is {TOKENS_MAX}; revoke some"
                 raise LimitError("tokens", message, limit="tokens_max", most=TOKENS_MAX)
-            values = (token.id, token.name, int(token.role), token.project, token.created_us, token.expires_us, token.hash)
-            await self._write(
-                ("INSERT INTO tokens (id, name, role, project, created_us, expires_us, hash) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-            )
+            await self._write(lambda tx: tx.add_token(token), actor)
             self._tokens[token.id] = token
 
-    async def revoke_token(self, token_id: str) -> None:
+    async def revoke_token(self, token_id: str, actor: str = "") -> None:
         """Forget a token. NotFoundError, StoreUnavailableError."""
-        await self._whole(self._revoke_token(token_id))
+        await self._whole(self._revoke_token(token_id, actor))
 
-    async def _revoke_token(self, token_id: str) -> None:
+    async def _revoke_token(self, token_id: str, actor: str) -> None:
         async with self._writing:
-            self.token(token_id)
-            await self._write(("DELETE FROM tokens WHERE id = ?", (token_id,)))
+            token = self.token(token_id)
+            await self._write(lambda tx: tx.delete_token(token), actor)
             del self._tokens[token_id]
             self._revoked(token_id)
 
     # Certificates.
 
-    async def add_certificate(self, agent_id: str, issued: Issued, by: Principal | None = None) -> None:
+    async def add_certificate(self, agent_id: str, issued: Issued, by: Principal | None = None, actor: str = "") -> None:
         """Keep note of a certificate that ``by`` has asked for; those that have ended are forgotten.
 
         LimitError, StoreUnavailableError, UnauthenticatedError.
         """
-        await self._whole(self._add_certificate(agent_id, issued, by))
+        made = AgentCertificate(serial=issued.serial, agent_id=agent_id, issued_us=issued.issued_us, expires_us=issued.expires_us)
+        await self._whole(self._add_certificate(made, by, actor))
 
-    async def _add_certificate(self, agent_id: str, issued: Issued, by: Principal | None) -> None:
+    async def _add_certificate(self, made: AgentCertificate, by: Principal | None, actor: str) -> None:
         now_us = self._now_us()
         async with self._writing:
             self._check_still_is(by)
-            self.check_share(agent_id, by)
+            self.check_share(made.agent_id, by)
+            kept = None
             if len(self._certificates) >= CERTIFICATES_MAX:
-                await self._forget_ended(now_us)
-            await self._write(
-                (
-                    "INSERT INTO certificates (serial, agent_id, issued_us, expires_us, revoked) VALUES (?, ?, ?, ?, 0)",
-                    (issued.serial, agent_id, issued.issued_us, issued.expires_us),
-                )
-            )
-            self._keep_certificate(issued.serial, _Certificate(agent_id, issued.expires_us, False))
+                kept = [each for each in self._certificates.values() if each.expires_us > now_us]
+                if len(kept) >= CERTIFICATES_MAX:
+                    message = f"{CERTIFICATES_MAX} certificates are in use, the most allowed"
+                    raise LimitError("certificates", message, limit="certificates_max", most=CERTIFICATES_MAX)
+
+            def add(tx: Transaction) -> None:
+                if kept is not None:
+                    tx.forget_certificates(now_us)
+                tx.add_certificate(made)
+
+            await self._write(add, actor)
+            if kept is not None:
+                self._certificates.clear()
+                self._serials_by_agent.clear()
+                for each in kept:
+                    self._keep_certificate(each)
+            self._keep_certificate(made)
 
     def check_share(self, agent_id: str, by: Principal | None) -> None:
         """Return if ``by`` may have one more certificate for an agent: admins always may, an agent has its share. LimitError."""
@@ -221,42 +180,29 @@ class Credentials:
             )
             raise LimitError(f"agent/{agent_id}", message, limit="certificates_per_agent_max", most=most)
 
-    async def _forget_ended(self, now_us: int) -> None:
-        """Make room. LimitError if all that are kept are in use."""
-        await self._write(("DELETE FROM certificates WHERE expires_us <= ?", (now_us,)))
-        kept = {serial: each for serial, each in self._certificates.items() if each.expires_us > now_us}
-        self._certificates.clear()
-        self._serials_by_agent.clear()
-        for serial, certificate in kept.items():
-            self._keep_certificate(serial, certificate)
-        if len(kept) >= CERTIFICATES_MAX:
-            message = f"{CERTIFICATES_MAX} certificates are in use, the most allowed"
-            raise LimitError("certificates", message, limit="certificates_max", most=CERTIFICATES_MAX)
+    def _keep_certificate(self, certificate: AgentCertificate) -> None:
+        self._certificates[certificate.serial] = certificate
+        self._serials_by_agent[certificate.agent_id].add(certificate.serial)
 
-    def _keep_certificate(self, serial: str, certificate: _Certificate) -> None:
-        self._certificates[serial] = certificate
-        self._serials_by_agent[certificate.agent_id].add(serial)
-
-    async def revoke_agent(self, agent_id: str) -> int:
+    async def revoke_agent(self, agent_id: str, actor: str = "") -> int:
         """Revoke all certificates of an agent; return how many were known. LimitError, StoreUnavailableError."""
-        return await self._whole(self._revoke_agent(agent_id))
+        return await self._whole(self._revoke_agent(agent_id, actor))
 
-    async def _revoke_agent(self, agent_id: str) -> int:
+    async def _revoke_agent(self, agent_id: str, actor: str) -> int:
         now_us = self._now_us()
         async with self._writing:
-            if agent_id not in self._agents_revoked_us and len(self._agents_revoked_us) >= CERTIFICATES_MAX:
+            before = self._revocations.get(agent_id)
+            if before is None and len(self._revocations) >= CERTIFICATES_MAX:
                 message = f"{CERTIFICATES_MAX} agents have been revoked, the most that are kept"
                 raise LimitError("revoked agents", message, limit="certificates_max", most=CERTIFICATES_MAX)
-            await self._write(
-                ("INSERT OR REPLACE INTO revoked_agents (agent_id, revoked_us) VALUES (?, ?)", (agent_id, now_us)),
-                ("UPDATE certificates SET revoked = 1 WHERE agent_id = ?", (agent_id,)),
-            )
-            self._agents_revoked_us[agent_id] = now_us
+            after = AgentRevocation(agent_id=agent_id, revoked_us=now_us)
+            await self._write(lambda tx: tx.revoke_agent(before, after), actor)
+            self._revocations[agent_id] = after
             count = 0
             for serial in self._serials_by_agent.get(agent_id, ()):
                 held = self._certificates[serial]
                 count += not held.revoked
-                self._certificates[serial] = _Certificate(agent_id, held.expires_us, True)
+                self._certificates[serial] = replace(held, revoked=True)
             self._revoked(f"agent/{agent_id}")
             return count
 
@@ -267,19 +213,6 @@ class Credentials:
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
 
-    async def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
-        try:
-            await asyncio.to_thread(self._commit, statements)
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(f"the store can't be written now ({error}); nothing was changed, try again") from None
-
-    def _commit(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in statements:
-                self._connection.execute(*statement)
-            self._connection.execute("COMMIT")
-        except sqlite3.Error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+    async def _write(self, operation: Callable[[Transaction], None], actor: str) -> None:
+        # Whoever floods the controller with changes must not keep an admin from revoking what that is done with.
+        await self._core.change(operation, actor=actor, urgent=True)

@@ -42,11 +42,15 @@ _ANYBODY = ""
 
 
 class Door(grpc.aio.ServerInterceptor):
-    """Lets in whose token is good, ``calls_max`` of each at one time, as often as ``rates`` allow; others have to show more."""
+    """Lets in whose token is good, ``calls_max`` of each at one time, as often as ``rates`` allow; others have to show more.
 
-    def __init__(self, credentials: Credentials, rates: CallRates, calls_max: int, counts: Counts) -> None:
+    Agents have ``agent_rates``.
+    """
+
+    def __init__(self, credentials: Credentials, rates: CallRates, agent_rates: CallRates, calls_max: int, counts: Counts) -> None:
         self._credentials = credentials
         self._rates = rates
+        self._agent_rates = agent_rates
         self._calls_max = calls_max
         self._counts = counts
         self._under_way: Counter[str] = Counter()
@@ -109,7 +113,7 @@ class Door(grpc.aio.ServerInterceptor):
         await _relay(handler.unary_stream or handler.unary_unary, request, context)
 
     def _share_of(self, method: str, context: Any) -> tuple[str, int]:
-        """Return for whom a call counts, and how many of those there may be. UnauthenticatedError."""
+        """Return for whom a call counts, and how many of those there may be. OverloadError, UnauthenticatedError."""
         if method in OPEN:
             return _ANYBODY, CALLS_OF_ANYBODY_MAX
         certificate = context.auth_context().get("x509_pem_cert")
@@ -117,6 +121,7 @@ class Door(grpc.aio.ServerInterceptor):
         agent = self._credentials.find_agent(found) if found else None
         if agent is None:
             raise unauthenticated()
+        self._agent_rates.take(agent.key)
         return agent.key, CALLS_PER_AGENT_MAX
 
     async def _turn_away(self, method: str, error: RequestError, _: Any, context: Any) -> None:

@@ -12,41 +12,45 @@ import structlog
 from secgroups.controller.clocks import SYSTEM_CLOCKS
 from secgroups.controller.errors import ConfigError
 from secgroups.controller.services.trust import TrustService
-from secgroups.controller.trust.authority import Authority, write_private
-from secgroups.controller.trust.credentials import Credentials, Token
+from secgroups.controller.trust.authority import Authority
+from secgroups.controller.trust.credentials import Credentials
 from secgroups.controller.trust.door import Door
 from secgroups.controller.trust.gate import Gate, Sessions
-from secgroups.controller.trust.principals import Role
+from secgroups.controller.trust.operator_token import make_operator_token
 from secgroups.controller.trust.quotas import CallRates
-from secgroups.controller.trust.tokens import new_token
 from secgroups.controller.trust.transport import ServerFiles
 
 if TYPE_CHECKING:
     import grpc
 
     from secgroups.controller.config import ControllerConfig
+    from secgroups.controller.core import Core
     from secgroups.controller.metrics import Counts
 
 log = structlog.get_logger(__name__)
 
 FOLDER = "trust"
-DATABASE = "secgroups.db"
+# Who makes it, in the change log.
+OWN_ACTOR = "controller"
+# One that is well makes a call when it connects and one a year to renew its certificate.
+CALLS_PER_S_OF_AGENT = 100
 RENEWAL_S = 24 * 3600.0
 
 
 class Trust:
-    """Made when the store is open. ConfigError, in one line, if certificates can't be read or made."""
+    """Made when ``core`` is. ConfigError, in one line, if certificates can't be read or made."""
 
-    def __init__(self, data_dir: Path, config: ControllerConfig, counts: Counts) -> None:
+    def __init__(self, core: Core, data_dir: Path, config: ControllerConfig, counts: Counts) -> None:
         names = {name.strip() for name in config.tls_names.split(",") if name.strip()} | _listened_names(config)
         self._authority = Authority(data_dir / FOLDER, names)
         self._config = config
         sessions = Sessions(config.streams_per_principal)
-        self._credentials = Credentials(data_dir / DATABASE, SYSTEM_CLOCKS.now_us, sessions.end)
+        self._credentials = Credentials(core, SYSTEM_CLOCKS.now_us, sessions.end)
         rates = CallRates(config.calls_per_s, SYSTEM_CLOCKS.monotonic_ns)
+        agent_rates = CallRates(CALLS_PER_S_OF_AGENT, SYSTEM_CLOCKS.monotonic_ns)
         # What a second has room for, on top of what goes on.
         calls_max = config.calls_per_s + config.streams_per_principal
-        self.door = Door(self._credentials, rates, calls_max, counts)
+        self.door = Door(self._credentials, rates, agent_rates, calls_max, counts)
         self.gate = Gate(self._credentials, sessions)
         ca_pem = self._authority.ca_pem
         if config.tls_cert:
@@ -73,30 +77,18 @@ class Trust:
     async def start(self) -> None:
         """Make the operator's token if no admin has one, and renew the server's certificate from now on."""
         if not self._credentials.has_admin():
-            await self._make_operator_token()
+            path, now_us = self._authority.operator_token_path, SYSTEM_CLOCKS.now_us()
+            await make_operator_token(path, self._credentials, now_us, actor=OWN_ACTOR)
         log.info("trust_ready", ca=str(self._authority.ca_path), operator_token=str(self._authority.operator_token_path))
         self._renewal = asyncio.create_task(self._renew())
 
     async def stop(self) -> None:
-        """End what goes on, and close the database."""
+        """End what goes on."""
         if self._renewal is not None:
             self._renewal.cancel()
             with suppress(asyncio.CancelledError):
                 await self._renewal
         await self._credentials.close()
-
-    async def _make_operator_token(self) -> None:
-        token_id, text, kept = new_token()
-        path = self._authority.operator_token_path
-        try:
-            # The file first: a token that nobody has the text of would be the last one made.
-            await asyncio.to_thread(write_private, path, text.encode() + b"\n")
-        except OSError as error:
-            raise ConfigError(f"operator token {path} can't be written: {error.strerror}") from None
-        now_us = SYSTEM_CLOCKS.now_us()
-        await self._credentials.add_token(
-            Token(id=token_id, name="operator", role=Role.ADMIN, project="", created_us=now_us, expires_us=None, hash=kept)
-        )
 
     async def _renew(self) -> None:
         while True:

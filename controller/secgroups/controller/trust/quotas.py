@@ -44,7 +44,7 @@ class CallRates:
             bucket = self._buckets[key] = _Bucket(self._calls_per_s, now_ns)
         bucket.left, bucket.at_ns = self._left(bucket, now_ns), now_ns
         if bucket.left < 1:
-            message = f"more than {self._calls_per_s} calls came within a second, the most allowed for one token; try again later"
+            message = f"more than {self._calls_per_s} calls came within a second, the most allowed for one caller; try again later"
             wait_s = (1 - bucket.left) / self._calls_per_s
             raise OverloadError("calls", message, limit="calls_per_s", most=self._calls_per_s, retry_after_s=wait_s)
         bucket.left -= 1

@@ -142,16 +142,16 @@ class LocalWorld:
                 tx,
                 project=project,
                 server_id=server_id,
-                addresses=addresses_of(addresses, tx.limits.addresses_per_server),
+                addresses=addresses_of(addresses, tx.limits_of(project).addresses_per_server),
                 agent_id=AGENT_ID,
-                group_ids=group_ids_of(group_ids, tx.limits.groups_per_server),
+                group_ids=group_ids_of(group_ids, tx.limits_of(project).groups_per_server),
             )
 
         self._change(create)
 
     def set_addresses(self, project: str, server_id: str, addresses: Sequence[str]) -> None:
         def update(tx: Transaction) -> Server:
-            made = addresses_of(addresses, tx.limits.addresses_per_server)
+            made = addresses_of(addresses, tx.limits_of(project).addresses_per_server)
             return operations.update_server(tx, project=project, server_id=server_id, addresses=made)
 
         self._change(update)
@@ -168,7 +168,7 @@ class LocalWorld:
     def set_groups(self, project: str, server_id: str, group_ids: Sequence[str]) -> None:
         def update(tx: Transaction) -> Server:
             return operations.set_server_groups(
-                tx, project=project, server_id=server_id, group_ids=group_ids_of(group_ids, tx.limits.groups_per_server)
+                tx, project=project, server_id=server_id, group_ids=group_ids_of(group_ids, tx.limits_of(project).groups_per_server)
             )
 
         self._change(update)
