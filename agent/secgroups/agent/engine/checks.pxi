@@ -186,6 +186,18 @@ cdef int check_ranges(Engine *engine, const Ranges *ranges, uint32_t number, Fau
     return 0
 
 
+cdef int check_hull(const Engine *engine, const IndexWord *word, Faults faults) except -1:
+    """What is noted beside a bundle's number is what its ranges come to."""
+    cdef const Bundle *bundle = &engine.bundles[word.number]
+    cdef uint16_t hull[4]
+    cdef int at
+    set_hull(hull, bundle, &bundle.tcp)
+    set_hull(hull + 2, bundle, &bundle.udp)
+    for at in range(4):
+        faults.unless(word.hull[at] == hull[at], "hull of bundle", word.number)
+    return 0
+
+
 cdef int check_rules(Engine *engine, Faults faults) except -1:
     """Indexes, ranges and what lies within each part of the addresses."""
     cdef uint32_t at, other, hosts6 = 0, networks4 = 0, roots = 0
@@ -201,6 +213,7 @@ cdef int check_rules(Engine *engine, Faults faults) except -1:
         other = engine.bundle_index.words[at].number
         if other != NIL:
             faults.unless(find_bundle(engine, engine.bundles[other].key) == other, "bundle not found by its key", other)
+            check_hull(engine, &engine.bundle_index.words[at], faults)
             check_ranges(engine, &engine.bundles[other].tcp, other, faults)
             check_ranges(engine, &engine.bundles[other].udp, other, faults)
             check_ranges(engine, &engine.bundles[other].icmp, other, faults)

@@ -14,15 +14,16 @@ cdef int begin_index(Index *index) except -1:
     return 0
 
 
-cdef void insert_word(Index *index, uint32_t hashed, uint32_t number) noexcept nogil:
-    cdef uint32_t at = hashed & index.mask
+cdef void insert_word(Index *index, const IndexWord *word) noexcept nogil:
+    cdef uint32_t at = word.hash & index.mask
     while index.words[at].number != NIL:
         at = (at + 1) & index.mask
-    index.words[at].hash, index.words[at].number = hashed, number
+    index.words[at] = word[0]
 
 
 cdef int put_into(Index *index, uint32_t hashed, uint32_t number) except -1:
     cdef IndexWord *old = index.words
+    cdef IndexWord word
     cdef uint32_t at, size = index.mask + 1
     if (index.count + 1) * 2 > size:
         index.words = <IndexWord *>malloc(<size_t>size * 2 * sizeof(IndexWord))
@@ -33,9 +34,12 @@ cdef int put_into(Index *index, uint32_t hashed, uint32_t number) except -1:
         index.mask = size * 2 - 1
         for at in range(size):
             if old[at].number != NIL:
-                insert_word(index, old[at].hash, old[at].number)
+                insert_word(index, &old[at])
         free(old)
-    insert_word(index, hashed, number)
+    word.hash, word.number = hashed, number
+    word.hull[0] = word.hull[2] = 0
+    word.hull[1] = word.hull[3] = 0xFFFF
+    insert_word(index, &word)
     index.count += 1
     return 0
 
