@@ -74,7 +74,6 @@ cdef inline void look_around(const Engine *engine, Case *case) noexcept nogil:
     if case.found != NOWHERE or case.kind != KIND_QUICK:
         return
     case.whence = find_remote_for(engine, case.server.policy, case.record.direction, case.remote)
-    prefetch_bundles(engine, case.server.policy, case.record.direction, &case.whence)
 
 
 cdef void take_long_way(

@@ -59,6 +59,8 @@ cdef inline uint32_t find_bundle_for(const Engine *engine, uint64_t key, const O
     """The same, but NIL also for a bundle outside whose hull ``opening`` is."""
     cdef uint32_t hashed = mixed(engine, key, 1), at = hashed & engine.bundle_index.mask
     cdef const IndexWord *words = engine.bundle_index.words
+    if not may_have(&engine.bundle_index, hashed):
+        return NIL
     while words[at].number != NIL:
         if words[at].hash == hashed and is_in_hull(&words[at], opening) and engine.bundles[words[at].number].key == key:
             return words[at].number

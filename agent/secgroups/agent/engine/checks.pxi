@@ -162,15 +162,18 @@ cdef int check_fragments(Shard *shard, Faults faults) except -1:
 cdef int check_word_index(const Index *index, const Pool *pool, uint32_t others, what, Faults faults) except -1:
     """The index leads to each item of the pool that is in use, of which ``others`` are not indexed, once."""
     cdef uint32_t at, words = 0, idle = 0, place = pool.first_free
-    cdef set numbers = set()
+    cdef set numbers = set(), marks = set()
     for at in range(index.mask + 1):
         if index.words[at].number != NIL:
             words += 1
             numbers.add(index.words[at].number)
+            marks.add(index.words[at].hash & (index.mask << 2 | 3))
     while place != NIL and idle <= pool.used:
         faults.unless(place not in numbers, f"free item in the index of {what}", place)
         idle += 1
         place = (<uint32_t *>(pool.items + <size_t>place * pool.item_bytes))[0]
+    for at in range((index.mask + 1) * 4):
+        faults.unless(may_have(index, at) == (at in marks), f"mark in the index of {what}", at)
     faults.unless(words == index.count == len(numbers), f"words in the index of {what}", words)
     faults.unless(words + idle + others == pool.used, f"items of {what} in use", pool.used - idle)
     return 0

@@ -342,9 +342,11 @@ ctypedef struct Remote:
     uint32_t prefix
     uint32_t host
 
-# Open addressing, at most half full; NIL is a free word. What is indexed lies elsewhere.
+# Open addressing, at most half full; NIL is a free word. What is indexed lies elsewhere. marks has four bits for each word: that of a
+# hash is set if something with its lowest bits is indexed, and so most that is not is known not to be without a look at the words.
 ctypedef struct Index:
     IndexWord *words
+    uint64_t *marks
     uint32_t mask
     uint32_t count
 

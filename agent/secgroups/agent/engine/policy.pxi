@@ -29,13 +29,24 @@ cdef inline Remote find_remote(const Engine *engine, uint64_t first, uint64_t se
 cdef inline Remote find_remote_for(
     const Engine *engine, uint32_t policy_number, uint8_t direction, const uint64_t *address
 ) noexcept nogil:
-    """The same, as far as the rules of a policy look at it."""
+    """The same as far as the rules of a policy are about it, and ask for the memory in which their bundles are indexed."""
     cdef const Policy *policy = &engine.policies[policy_number]
-    cdef Remote nothing
-    if policy.networks[direction - 1] or policy.groups[direction - 1]:
-        return find_remote(engine, address[0], address[1])
-    nothing.prefix, nothing.host = 0, NIL
-    return nothing
+    cdef const Index *index = &engine.bundle_index
+    cdef Remote remote
+    cdef uint32_t prefix, longest = 0, hashed
+    remote.prefix, remote.host = 0, NIL
+    if not policy.networks[direction - 1] and not policy.groups[direction - 1]:
+        return remote
+    remote = find_remote(engine, address[0], address[1])
+    prefix, remote.prefix = remote.prefix, 0
+    while prefix:
+        hashed = mixed(engine, bundle_key(policy_number, direction, engine.prefixes[prefix].label), 1)
+        if may_have(index, hashed):
+            sg_prefetch(&index.words[hashed & index.mask])
+            longest = longest if longest else prefix
+        prefix = engine.prefixes[prefix].longer_than
+    remote.prefix = longest
+    return remote
 
 
 cdef inline void consider_label(
@@ -84,15 +95,3 @@ cdef uint32_t find_rule(const Engine *engine, uint32_t policy_number, const Open
 cdef inline void prefetch_root(const Engine *engine, const uint64_t *address) noexcept nogil:
     """Ask for the memory in which is what is known of a part of IPv4."""
     sg_prefetch(&engine.roots[ipv4_number(address[1]) >> 16])
-
-
-cdef inline void prefetch_bundles(const Engine *engine, uint32_t policy, uint8_t direction, const Remote *remote) noexcept nogil:
-    """Ask for the memory in which the bundles of the networks around an address are indexed."""
-    cdef uint32_t prefix = remote.prefix
-    while prefix:
-        sg_prefetch(
-            &engine.bundle_index.words[
-                mixed(engine, bundle_key(policy, direction, engine.prefixes[prefix].label), 1) & engine.bundle_index.mask
-            ]
-        )
-        prefix = engine.prefixes[prefix].longer_than
