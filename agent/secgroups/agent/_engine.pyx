@@ -189,7 +189,7 @@ cdef class Core:
         free(self.engine.shards)
         end_rules(&self.engine)
         free(self.engine.endpoint_pool.items)
-        free(self.engine.endpoint_index.words)
+        end_index(&self.engine.endpoint_index)
         free(self.engine.rules)
         free(self.engine.servers)
         if self.engine.file != NULL:

@@ -48,20 +48,32 @@ cdef inline void enter(Engine *engine, Shard *shard, Case *case, const Quote *qu
     sg_prefetch(case.chunk)
 
 
-cdef inline void locate(const Shard *shard, Case *case, uint32_t places) noexcept nogil:
-    """The second stage: where that is, and ask for the memory of the flow. ``places`` is that of the shard."""
+cdef inline bint locate(const Engine *engine, const Shard *shard, Case *case, uint32_t places) noexcept nogil:
+    """The second stage: where that is, and ask for the memory of the flow; return whether it is NOWHERE. ``places`` is the shard's."""
     cdef uint32_t fits
     if sg_unlikely(case.kind < KIND_KEYED):
-        return
+        return False
     fits = sg_match(case.chunk, ~places, tag_of(places, case.hash))
     if sg_likely(fits):
         case.found = case.chunk[sg_lowest_bit(fits)] & places
     else:
         case.found = next_guess(shard, case.chunk, case.hash)
         case.indexed = shard.indexed
-        if case.found >= NOWHERE:
-            return
+        if case.found == NIL:
+            return False
+        if case.found == NOWHERE:
+            if case.kind == KIND_QUICK:
+                prefetch_root(engine, case.remote)
+            return True
     sg_prefetch(&shard.flows[case.found])
+    return False
+
+
+cdef inline void look_around(const Engine *engine, Case *case) noexcept nogil:
+    """Between the second and the third stage, for what is in no flow: where it comes from, and ask for what rules say of that."""
+    if case.found != NOWHERE or case.kind != KIND_QUICK:
+        return
+    case.whence = find_remote_for(engine, case.server.policy, case.record.direction, case.remote)
 
 
 cdef void take_long_way(
@@ -86,6 +98,39 @@ cdef void take_long_way(
         offer(engine, case, verdict, now_ns)
 
 
+cdef inline bint begin_flow(Engine *engine, Shard *shard, Case *case, uint64_t now_ns, PackedVerdict *verdict) noexcept nogil:
+    """The third stage for what is ordinary and in no flow: rows 10 to 13; False if it is not so."""
+    cdef const Record *record = case.record
+    cdef Opening opening
+    cdef uint32_t rule = 0
+    if case.found != NOWHERE or case.kind != KIND_QUICK or not is_ordinary(engine, case):
+        return False
+    # A packet before this one may have opened its flow.
+    if shard.indexed != case.indexed and not locate(engine, shard, case, shard.places):
+        return False
+    case.reason, case.step = REASON_NO_RULE, 11
+    if record.protocol == TCP and engine.segment_of[record.tcp_flags] != SEGMENT_SYN:
+        if now_ns < engine.loose_until_ns:
+            return False
+        case.reason, case.step = REASON_INVALID_STATE, 10
+    else:
+        opening.remote[0], opening.remote[1] = case.remote[0], case.remote[1]
+        opening.protocol, opening.direction, opening.is_ipv4 = record.protocol, record.direction, record.ip_version == 4
+        opening.port = record.destination_port
+        rule = find_rule_from(engine, case.server.policy, &opening, &case.whence)
+    if rule:
+        begin_long_way(case)
+        case.found = NIL
+        opened_by_rule(engine, shard, case, &opening, rule, now_ns, True)
+        count_verdict(shard, case)
+        write_verdict(shard, case, verdict)
+        return True
+    shard.reasons[case.reason] += 1
+    (<uint32_t *>verdict)[0] = 2 | <uint32_t>case.reason << 8 | <uint32_t>case.step << 24
+    verdict.rule = 0
+    return True
+
+
 cdef inline void enter_all(
     Engine *engine, Shard *shard, const Batch *batch, Case *cases, uint32_t first, uint32_t count
 ) noexcept nogil:
@@ -95,10 +140,18 @@ cdef inline void enter_all(
         enter(engine, shard, &cases[at], batch.quotes, batch.quotes_count)
 
 
-cdef inline void locate_all(const Shard *shard, Case *cases, uint32_t count) noexcept nogil:
-    cdef uint32_t at, places = shard.places
+cdef inline uint32_t locate_all(const Engine *engine, const Shard *shard, Case *cases, uint32_t count) noexcept nogil:
+    """Return how many are NOWHERE."""
+    cdef uint32_t at, nowhere = 0, places = shard.places
     for at in range(count):
-        locate(shard, &cases[at], places)
+        nowhere += locate(engine, shard, &cases[at], places)
+    return nowhere
+
+
+cdef void look_around_all(const Engine *engine, Case *cases, uint32_t count) noexcept nogil:
+    cdef uint32_t at
+    for at in range(count):
+        look_around(engine, &cases[at])
 
 
 cdef inline void judge_all(
@@ -112,12 +165,14 @@ cdef inline void judge_all(
     for at in range(count):
         if times != NULL:
             now_ns = times[first + at]
-        if sg_unlikely(not go_on(engine, shard, &cases[at], now_ns, verdict)):
-            take_long_way(engine, shard, &cases[at], batch.quotes, batch.quotes_count, now_ns, verdict)
-        else:
+        if sg_likely(go_on(engine, shard, &cases[at], now_ns, verdict)):
             established += 1
-            if sg_unlikely(is_watched):
-                offer_established(engine, &cases[at], verdict, now_ns)
+        elif not begin_flow(engine, shard, &cases[at], now_ns, verdict):
+            take_long_way(engine, shard, &cases[at], batch.quotes, batch.quotes_count, now_ns, verdict)
+            verdict += 1
+            continue
+        if sg_unlikely(is_watched):
+            offer_short(engine, &cases[at], verdict, now_ns)
         verdict += 1
     shard.reasons[REASON_ESTABLISHED] += established
 
@@ -132,13 +187,16 @@ cdef void decide_batch(Engine *engine, Shard *shard, const Batch *batch) noexcep
     cdef Case *entering = ring
     cdef Case *located = ring + 2 * AHEAD
     cdef Case *judged = ring + AHEAD
-    cdef uint32_t first = 0, count = batch.count
+    cdef uint32_t first = 0, count = batch.count, nowhere = 0, nowhere_before = 0
     while first < count + 2 * AHEAD:
         if first < count:
             enter_all(engine, shard, batch, entering, first, min(count - first, AHEAD))
+        nowhere_before = nowhere
         if AHEAD <= first and first - AHEAD < count:
-            locate_all(shard, located, min(count - (first - AHEAD), AHEAD))
+            nowhere = locate_all(engine, shard, located, min(count - (first - AHEAD), AHEAD))
         if 2 * AHEAD <= first:
+            if nowhere_before:
+                look_around_all(engine, judged, min(count - (first - 2 * AHEAD), AHEAD))
             judge_all(engine, shard, batch, judged, first - 2 * AHEAD, min(count - (first - 2 * AHEAD), AHEAD))
         first += AHEAD
         entering, located, judged = judged, entering, located
@@ -161,10 +219,12 @@ cdef inline void decide_one(
     cdef Case case
     case.record = record
     enter(engine, shard, &case, quotes, quotes_count)
-    locate(shard, &case, shard.places)
-    if sg_unlikely(not go_on(engine, shard, &case, now_ns, verdict)):
+    if locate(engine, shard, &case, shard.places):
+        look_around(engine, &case)
+    if sg_likely(go_on(engine, shard, &case, now_ns, verdict)):
+        shard.reasons[REASON_ESTABLISHED] += 1
+    elif not begin_flow(engine, shard, &case, now_ns, verdict):
         take_long_way(engine, shard, &case, quotes, quotes_count, now_ns, verdict)
         return
-    shard.reasons[REASON_ESTABLISHED] += 1
     if sg_unlikely(engine.taps_open):
-        offer_established(engine, &case, verdict, now_ns)
+        offer_short(engine, &case, verdict, now_ns)

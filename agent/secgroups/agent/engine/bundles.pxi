@@ -47,6 +47,47 @@ cdef inline uint32_t find_bundle(const Engine *engine, uint64_t key) noexcept no
     return NIL
 
 
+cdef inline bint is_in_hull(const IndexWord *word, const Opening *opening) noexcept nogil:
+    if opening.protocol == TCP:
+        return word.hull[0] <= opening.port <= word.hull[1]
+    if opening.protocol == UDP:
+        return word.hull[2] <= opening.port <= word.hull[3]
+    return True
+
+
+cdef inline uint32_t find_bundle_for(const Engine *engine, uint64_t key, const Opening *opening) noexcept nogil:
+    """The same, but NIL also for a bundle outside whose hull ``opening`` is."""
+    cdef uint32_t hashed = mixed(engine, key, 1), at = hashed & engine.bundle_index.mask
+    cdef const IndexWord *words = engine.bundle_index.words
+    if not may_have(&engine.bundle_index, hashed):
+        return NIL
+    while words[at].number != NIL:
+        if words[at].hash == hashed and is_in_hull(&words[at], opening) and engine.bundles[words[at].number].key == key:
+            return words[at].number
+        at = (at + 1) & engine.bundle_index.mask
+    return NIL
+
+
+cdef inline void set_hull(uint16_t *hull, const Bundle *bundle, const Ranges *ranges) noexcept nogil:
+    if bundle.any_protocol:
+        hull[0], hull[1] = 0, 0xFFFF
+    elif ranges.count:
+        hull[0], hull[1] = ranges.held[0].first, ranges.held[ranges.count - 1].last
+    else:
+        hull[0], hull[1] = 0xFFFF, 0
+
+
+cdef void note_hull(Engine *engine, uint32_t number) noexcept nogil:
+    """Write the hull of a bundle, whose ranges are as they are to be, where it is indexed."""
+    cdef const Bundle *bundle = &engine.bundles[number]
+    cdef uint32_t at = mixed(engine, bundle.key, 1) & engine.bundle_index.mask
+    cdef IndexWord *words = engine.bundle_index.words
+    while words[at].number != number:
+        at = (at + 1) & engine.bundle_index.mask
+    set_hull(words[at].hull, bundle, &bundle.tcp)
+    set_hull(words[at].hull + 2, bundle, &bundle.udp)
+
+
 cdef int append_range(Ranges *made, uint32_t first, uint32_t last, uint32_t rule) except -1:
     cdef Range *grown
     cdef uint32_t room
@@ -171,8 +212,14 @@ cdef int remake_ranges(Engine *engine, Bundle *bundle, Ranges *ranges, uint32_t 
     return 0
 
 
-cdef int remake(Engine *engine, Bundle *bundle, const Rule *changed) except -1:
-    """Bring the bundle in line with its rules after ``changed`` has come or gone."""
+cdef int remake(Engine *engine, uint32_t number, const Rule *changed) except -1:
+    """Bring a bundle in line with its rules after ``changed`` has come or gone."""
+    remake_part(engine, &engine.bundles[number], changed)
+    note_hull(engine, number)
+    return 0
+
+
+cdef int remake_part(Engine *engine, Bundle *bundle, const Rule *changed) except -1:
     cdef uint32_t at
     cdef Other *grown
     if changed.protocol == ANY_PROTOCOL:
@@ -294,13 +341,13 @@ cdef int change_policy(Engine *engine, uint32_t policy, list removed, list added
     for number in removed:
         at = take_from_bundle(engine, policy, number)
         if at != NIL and one_by_one:
-            remake(engine, &engine.bundles[at], &engine.rules[number])
+            remake(engine, at, &engine.rules[number])
         elif at != NIL:
             stale.add(number)
     for number in added:
         at = put_in_bundle(engine, policy, number)
         if one_by_one:
-            remake(engine, &engine.bundles[at], &engine.rules[number])
+            remake(engine, at, &engine.rules[number])
         else:
             stale.add(number)
     if stale:
@@ -320,7 +367,7 @@ cdef int remake_stale(Engine *engine, uint32_t policy, set rules) except -1:
         done.add((at, engine.rules[number].protocol))
         whole = engine.rules[number]
         whole.first, whole.last = 0, 0xFFFF
-        remake(engine, &engine.bundles[at], &whole)
+        remake(engine, at, &whole)
     return 0
 
 

@@ -162,15 +162,18 @@ cdef int check_fragments(Shard *shard, Faults faults) except -1:
 cdef int check_word_index(const Index *index, const Pool *pool, uint32_t others, what, Faults faults) except -1:
     """The index leads to each item of the pool that is in use, of which ``others`` are not indexed, once."""
     cdef uint32_t at, words = 0, idle = 0, place = pool.first_free
-    cdef set numbers = set()
+    cdef set numbers = set(), marks = set()
     for at in range(index.mask + 1):
         if index.words[at].number != NIL:
             words += 1
             numbers.add(index.words[at].number)
+            marks.add(index.words[at].hash & (index.mask << 2 | 3))
     while place != NIL and idle <= pool.used:
         faults.unless(place not in numbers, f"free item in the index of {what}", place)
         idle += 1
         place = (<uint32_t *>(pool.items + <size_t>place * pool.item_bytes))[0]
+    for at in range((index.mask + 1) * 4):
+        faults.unless(may_have(index, at) == (at in marks), f"mark in the index of {what}", at)
     faults.unless(words == index.count == len(numbers), f"words in the index of {what}", words)
     faults.unless(words + idle + others == pool.used, f"items of {what} in use", pool.used - idle)
     return 0
@@ -183,6 +186,18 @@ cdef int check_ranges(Engine *engine, const Ranges *ranges, uint32_t number, Fau
         faults.unless(ranges.held[at].first > last and ranges.held[at].last >= ranges.held[at].first, "order of ranges of bundle", number)
         faults.unless(engine.rules[ranges.held[at].rule].is_in_force, "rule that is gone in a range of bundle", number)
         last = ranges.held[at].last
+    return 0
+
+
+cdef int check_hull(const Engine *engine, const IndexWord *word, Faults faults) except -1:
+    """What is noted beside a bundle's number is what its ranges come to."""
+    cdef const Bundle *bundle = &engine.bundles[word.number]
+    cdef uint16_t hull[4]
+    cdef int at
+    set_hull(hull, bundle, &bundle.tcp)
+    set_hull(hull + 2, bundle, &bundle.udp)
+    for at in range(4):
+        faults.unless(word.hull[at] == hull[at], "hull of bundle", word.number)
     return 0
 
 
@@ -201,6 +216,7 @@ cdef int check_rules(Engine *engine, Faults faults) except -1:
         other = engine.bundle_index.words[at].number
         if other != NIL:
             faults.unless(find_bundle(engine, engine.bundles[other].key) == other, "bundle not found by its key", other)
+            check_hull(engine, &engine.bundle_index.words[at], faults)
             check_ranges(engine, &engine.bundles[other].tcp, other, faults)
             check_ranges(engine, &engine.bundles[other].udp, other, faults)
             check_ranges(engine, &engine.bundles[other].icmp, other, faults)

@@ -4,38 +4,72 @@ cdef inline uint32_t mixed(const Engine *engine, uint64_t a, uint64_t b) noexcep
     return <uint32_t>sg_fold(a ^ engine.seed[0], b ^ engine.seed[1])
 
 
-cdef int begin_index(Index *index) except -1:
-    index.words = <IndexWord *>malloc(16 * sizeof(IndexWord))
-    if index.words == NULL:
+cdef inline bint may_have(const Index *index, uint32_t hashed) noexcept nogil:
+    """Whether something may be indexed with this hash."""
+    cdef uint32_t mark = hashed & (index.mask << 2 | 3)
+    return (index.marks[mark >> 6] >> (mark & 63)) & 1
+
+
+cdef inline void set_mark(Index *index, uint32_t hashed) noexcept nogil:
+    cdef uint32_t mark = hashed & (index.mask << 2 | 3)
+    index.marks[mark >> 6] |= <uint64_t>1 << (mark & 63)
+
+
+cdef void clear_mark(Index *index, uint32_t hashed) noexcept nogil:
+    """Take the mark of a hash away, unless another word has it too: such words have the same home, and no free one between."""
+    cdef uint32_t mark = hashed & (index.mask << 2 | 3), at = hashed & index.mask
+    while index.words[at].number != NIL:
+        if (index.words[at].hash & (index.mask << 2 | 3)) == mark:
+            return
+        at = (at + 1) & index.mask
+    index.marks[mark >> 6] &= ~(<uint64_t>1 << (mark & 63))
+
+
+cdef int take_words(Index *index, uint32_t size) except -1:
+    """Give an index this many free words, a power of two from 16 on, in place of those that it has."""
+    cdef IndexWord *words = <IndexWord *>malloc(<size_t>size * sizeof(IndexWord))
+    cdef uint64_t *marks = <uint64_t *>calloc(size // 16, sizeof(uint64_t))
+    if words == NULL or marks == NULL:
+        free(words)
+        free(marks)
         raise MemoryError
-    memset(index.words, 0xFF, 16 * sizeof(IndexWord))
-    index.mask = 15
-    index.count = 0
+    memset(words, 0xFF, <size_t>size * sizeof(IndexWord))
+    index.words, index.marks, index.mask = words, marks, size - 1
     return 0
 
 
-cdef void insert_word(Index *index, uint32_t hashed, uint32_t number) noexcept nogil:
-    cdef uint32_t at = hashed & index.mask
+cdef int begin_index(Index *index) except -1:
+    index.count = 0
+    return take_words(index, 16)
+
+
+cdef void end_index(Index *index) noexcept:
+    free(index.words)
+    free(index.marks)
+
+
+cdef void insert_word(Index *index, const IndexWord *word) noexcept nogil:
+    cdef uint32_t at = word.hash & index.mask
     while index.words[at].number != NIL:
         at = (at + 1) & index.mask
-    index.words[at].hash, index.words[at].number = hashed, number
+    index.words[at] = word[0]
+    set_mark(index, word.hash)
 
 
 cdef int put_into(Index *index, uint32_t hashed, uint32_t number) except -1:
-    cdef IndexWord *old = index.words
-    cdef uint32_t at, size = index.mask + 1
-    if (index.count + 1) * 2 > size:
-        index.words = <IndexWord *>malloc(<size_t>size * 2 * sizeof(IndexWord))
-        if index.words == NULL:
-            index.words = old
-            raise MemoryError
-        memset(index.words, 0xFF, <size_t>size * 2 * sizeof(IndexWord))
-        index.mask = size * 2 - 1
-        for at in range(size):
-            if old[at].number != NIL:
-                insert_word(index, old[at].hash, old[at].number)
-        free(old)
-    insert_word(index, hashed, number)
+    cdef Index old = index[0]
+    cdef IndexWord word
+    cdef uint32_t at
+    if (index.count + 1) * 2 > index.mask + 1:
+        take_words(index, (index.mask + 1) * 2)
+        for at in range(old.mask + 1):
+            if old.words[at].number != NIL:
+                insert_word(index, &old.words[at])
+        end_index(&old)
+    word.hash, word.number = hashed, number
+    word.hull[0] = word.hull[2] = 0
+    word.hull[1] = word.hull[3] = 0xFFFF
+    insert_word(index, &word)
     index.count += 1
     return 0
 
@@ -53,6 +87,7 @@ cdef void take_from(Index *index, uint32_t hashed, uint32_t number) noexcept nog
         next_at = (next_at + 1) & index.mask
     index.words[at].number = NIL
     index.count -= 1
+    clear_mark(index, hashed)
 
 
 cdef void begin_pool(Pool *pool, uint32_t item_bytes) noexcept:

@@ -146,9 +146,9 @@ cdef void opened_by_rule(
     case.rule, case.opened = rule, 1
     if not commit:
         return
-    # An entry that is over may still hold the key.
-    place = find_entry(shard, &case.key, case.hash)
-    if place != NIL:
+    # An entry that is over may still hold the key, if it has not made room.
+    place = case.found
+    if place != NIL and shard.flows[place].status and is_flow_of(&shard.flows[place], &case.key):
         release_entry(engine, shard, place)
     place = take_entry(shard)
     open_at(engine, shard, case, place, opening, rule, now_ns)
@@ -346,6 +346,7 @@ cdef inline void conclude(Engine *engine, Shard *shard, Case *case, uint64_t now
                 flow = copy
             judge_by_flow(engine, shard, case, flow, place, now_ns, commit)
             return
+        case.found = place
         judge_by_rules(engine, shard, case, now_ns, commit)
     elif case.kind == KIND_KEYLESS:
         judge_by_rules(engine, shard, case, now_ns, commit)

@@ -12,6 +12,8 @@ cdef inline bint is_within(const Prefix *prefix, uint64_t high, uint64_t low) no
 cdef inline uint32_t find_middle(const Engine *engine, uint32_t key) noexcept nogil:
     cdef uint32_t hashed = mixed(engine, key, 2), at = hashed & engine.middle_index.mask
     cdef const IndexWord *words = engine.middle_index.words
+    if not may_have(&engine.middle_index, hashed):
+        return NIL
     while words[at].number != NIL:
         if words[at].hash == hashed and engine.middles[words[at].number].key == key:
             return words[at].number
@@ -23,6 +25,8 @@ cdef inline uint32_t find_host(const Engine *engine, uint64_t first, uint64_t se
     cdef uint32_t hashed = mixed(engine, first, second), at = hashed & engine.host_index.mask
     cdef const IndexWord *words = engine.host_index.words
     cdef const Host *host
+    if not may_have(&engine.host_index, hashed):
+        return NIL
     while words[at].number != NIL:
         if words[at].hash == hashed:
             host = &engine.hosts[words[at].number]

@@ -291,14 +291,14 @@ ctypedef struct Other:
     uint32_t protocol
     Ranges ranges
 
-# Bundles that need no search, by direction - 1: of the labels for anywhere, all of IPv4, all of IPv6. NIL for none.
+# Bundles that need no search, by direction - 1: of the labels for anywhere, all of IPv4, all of IPv6. NIL for none. And how many there
+# are of networks and of groups.
 ctypedef struct Policy:
     uint32_t anywhere[2]
     uint32_t all_ipv4[2]
     uint32_t all_ipv6[2]
     uint32_t networks[2]
     uint32_t groups[2]
-    uint32_t bundles
 
 # address is a number: of IPv4 in [1]. longer_than is the longest prefix that covers this one. 0 is no prefix.
 ctypedef struct Prefix:
@@ -330,13 +330,23 @@ ctypedef struct Host:
     uint32_t groups_room
     uint32_t *groups
 
+# hull is for bundles: the first and last of all ports that their rules name, of TCP and then of UDP. Most of what does not match shows
+# there, before the bundle itself is read.
 ctypedef struct IndexWord:
     uint32_t hash
     uint32_t number
+    uint16_t hull[4]
 
-# Open addressing, at most half full; NIL is a free word. What is indexed lies elsewhere.
+# What is known of a remote address: the longest prefix that covers it, 0 for none, and its host, NIL for none.
+ctypedef struct Remote:
+    uint32_t prefix
+    uint32_t host
+
+# Open addressing, at most half full; NIL is a free word. What is indexed lies elsewhere. marks has four bits for each word: that of a
+# hash is set if something with its lowest bits is indexed, and so most that is not is known not to be without a look at the words.
 ctypedef struct Index:
     IndexWord *words
+    uint64_t *marks
     uint32_t mask
     uint32_t count
 
@@ -492,6 +502,8 @@ ctypedef struct Case:
     uint32_t found
     # Shard.indexed when that was found out, if it was NOWHERE.
     uint32_t indexed
+    # Of a quick one that is NOWHERE: what is known of where it comes from.
+    Remote whence
     uint8_t kind
     uint8_t reason
     uint8_t step

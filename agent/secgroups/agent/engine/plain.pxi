@@ -70,7 +70,7 @@ cdef inline bint go_on(Engine *engine, Shard *shard, const Case *case, uint64_t 
     cdef Flow *flow
     cdef RuleCounts *counts
     cdef uint64_t deadline_ns
-    cdef uint32_t place, state
+    cdef uint32_t place, state, row = QUICK_UDP
     if sg_unlikely(case.found >= NOWHERE or case.kind != KIND_QUICK):
         return False
     flow = &shard.flows[case.found]
@@ -84,7 +84,9 @@ cdef inline bint go_on(Engine *engine, Shard *shard, const Case *case, uint64_t 
         return False
     # Both have the direction in one bit, 1 for ingress: what is left of it says whose packet this is.
     place = (flow.status ^ record.direction << 4) & (FLAG_INGRESS | STATE_MASK)
-    state = engine.quick_moves[record.tcp_flags if record.protocol == TCP else QUICK_UDP][place]
+    if record.protocol == TCP:
+        row = record.tcp_flags
+    state = engine.quick_moves[row][place]
     if sg_unlikely(not state):
         return False
     flow.status = (flow.status & (0xFF ^ STATE_MASK)) | state

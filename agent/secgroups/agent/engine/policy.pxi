@@ -2,68 +2,96 @@
 # the rules of a policy, direction and label are one bundle. A verdict costs a look-up for each label of the address, a change one
 # bundle for each policy that it concerns. Nothing depends on how many rules and members there are.
 
+cdef inline Remote find_remote(const Engine *engine, uint64_t first, uint64_t second) noexcept nogil:
+    """Return what is known of an address."""
+    cdef Remote remote
+    cdef uint32_t number, middle
+    remote.host = NIL
+    if not is_ipv4_pair(first, second):
+        remote.prefix = find_ipv6_prefix(engine, sg_swap64(first), sg_swap64(second))
+        if engine.ipv6_hosts:
+            remote.host = find_host(engine, first, second)
+        return remote
+    number = ipv4_number(second)
+    remote.prefix = engine.roots[number >> 16].prefix
+    if engine.roots[number >> 16].inside:
+        middle = find_middle(engine, number >> 8)
+        if middle != NIL:
+            if engine.middles[middle].prefix:
+                remote.prefix = engine.middles[middle].prefix
+            if engine.middles[middle].hosts:
+                remote.host = find_host(engine, first, second)
+                if remote.host != NIL and engine.hosts[remote.host].prefix:
+                    remote.prefix = engine.hosts[remote.host].prefix
+    return remote
+
+
+cdef inline Remote find_remote_for(
+    const Engine *engine, uint32_t policy_number, uint8_t direction, const uint64_t *address
+) noexcept nogil:
+    """The same as far as the rules of a policy are about it, and ask for the memory in which their bundles are indexed."""
+    cdef const Policy *policy = &engine.policies[policy_number]
+    cdef const Index *index = &engine.bundle_index
+    cdef Remote remote
+    cdef uint32_t prefix, longest = 0, hashed
+    remote.prefix, remote.host = 0, NIL
+    if not policy.networks[direction - 1] and not policy.groups[direction - 1]:
+        return remote
+    remote = find_remote(engine, address[0], address[1])
+    prefix, remote.prefix = remote.prefix, 0
+    while prefix:
+        hashed = mixed(engine, bundle_key(policy_number, direction, engine.prefixes[prefix].label), 1)
+        if may_have(index, hashed):
+            sg_prefetch(&index.words[hashed & index.mask])
+            longest = longest if longest else prefix
+        prefix = engine.prefixes[prefix].longer_than
+    remote.prefix = longest
+    return remote
+
+
 cdef inline void consider_label(
     const Engine *engine, uint32_t policy, const Opening *opening, uint32_t label, uint32_t *best
 ) noexcept nogil:
-    cdef uint32_t bundle = find_bundle(engine, bundle_key(policy, opening.direction, label))
+    cdef uint32_t bundle = find_bundle_for(engine, bundle_key(policy, opening.direction, label), opening)
     if bundle != NIL:
         consider(engine, &engine.bundles[bundle], opening, best)
 
 
-cdef uint32_t find_rule(const Engine *engine, uint32_t policy_number, const Opening *opening) noexcept nogil:
-    """Return the rule with the lowest id of those that allow ``opening``, 0 if none does."""
-    cdef const Policy *policy = &engine.policies[policy_number]
+cdef inline uint32_t find_rule_for_all(const Engine *engine, const Policy *policy, const Opening *opening) noexcept nogil:
+    """Return the lowest rule of those whose remote is a whole family, or both, and that allow ``opening``; 0 if none does."""
+    cdef uint32_t best = 0, at
     cdef int way = opening.direction - 1
-    cdef uint32_t best = 0, prefix = 0, host = NIL, middle, at, number
     if policy.anywhere[way] != NIL:
         consider(engine, &engine.bundles[policy.anywhere[way]], opening, &best)
     at = policy.all_ipv4[way] if opening.is_ipv4 else policy.all_ipv6[way]
     if at != NIL:
         consider(engine, &engine.bundles[at], opening, &best)
-    if not policy.networks[way] and not policy.groups[way]:
-        return best
-    if opening.is_ipv4:
-        number = ipv4_number(opening.remote[1])
-        prefix = engine.roots[number >> 16].prefix
-        if engine.roots[number >> 16].inside:
-            middle = find_middle(engine, number >> 8)
-            if middle != NIL:
-                if engine.middles[middle].prefix:
-                    prefix = engine.middles[middle].prefix
-                if engine.middles[middle].hosts:
-                    host = find_host(engine, opening.remote[0], opening.remote[1])
-                    if host != NIL and engine.hosts[host].prefix:
-                        prefix = engine.hosts[host].prefix
-    else:
-        if policy.networks[way]:
-            prefix = find_ipv6_prefix(engine, sg_swap64(opening.remote[0]), sg_swap64(opening.remote[1]))
-        if engine.ipv6_hosts:
-            host = find_host(engine, opening.remote[0], opening.remote[1])
+    return best
+
+
+cdef inline uint32_t find_rule_from(
+    const Engine *engine, uint32_t policy_number, const Opening *opening, const Remote *remote
+) noexcept nogil:
+    """Return the rule with the lowest id of those that allow ``opening``, 0 if none does; ``remote`` is what is known of its remote."""
+    cdef const Policy *policy = &engine.policies[policy_number]
+    cdef int way = opening.direction - 1
+    cdef uint32_t best = find_rule_for_all(engine, policy, opening), prefix = remote.prefix, at
     if policy.networks[way]:
         while prefix:
             consider_label(engine, policy_number, opening, engine.prefixes[prefix].label, &best)
             prefix = engine.prefixes[prefix].longer_than
-    if policy.groups[way] and host != NIL:
-        for at in range(engine.hosts[host].groups_count):
-            consider_label(engine, policy_number, opening, engine.hosts[host].groups[at], &best)
+    if policy.groups[way] and remote.host != NIL:
+        for at in range(engine.hosts[remote.host].groups_count):
+            consider_label(engine, policy_number, opening, engine.hosts[remote.host].groups[at], &best)
     return best
 
 
-cdef inline void prefetch_root(const Engine *engine, const Key *key) noexcept nogil:
-    if is_ipv4_pair(key.remote[0], key.remote[1]):
-        sg_prefetch(&engine.roots[ipv4_number(key.remote[1]) >> 16])
+cdef uint32_t find_rule(const Engine *engine, uint32_t policy_number, const Opening *opening) noexcept nogil:
+    """The same from nothing."""
+    cdef Remote remote = find_remote_for(engine, policy_number, opening.direction, opening.remote)
+    return find_rule_from(engine, policy_number, opening, &remote)
 
 
-cdef inline void prefetch_bundles(const Engine *engine, uint32_t policy, const Key *key, uint8_t direction) noexcept nogil:
-    """Ask for the memory in which the bundles of the networks around an IPv4 address are indexed."""
-    cdef uint32_t prefix
-    if not is_ipv4_pair(key.remote[0], key.remote[1]):
-        return
-    prefix = engine.roots[ipv4_number(key.remote[1]) >> 16].prefix
-    while prefix:
-        sg_prefetch(
-            &engine.bundle_index.words[
-                mixed(engine, bundle_key(policy, direction, engine.prefixes[prefix].label), 1) & engine.bundle_index.mask
-            ]
-        )
-        prefix = engine.prefixes[prefix].longer_than
+cdef inline void prefetch_root(const Engine *engine, const uint64_t *address) noexcept nogil:
+    """Ask for the memory in which is what is known of a part of IPv4."""
+    sg_prefetch(&engine.roots[ipv4_number(address[1]) >> 16])

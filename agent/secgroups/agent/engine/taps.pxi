@@ -26,9 +26,9 @@ cdef void offer(Engine *engine, const Case *case, const PackedVerdict *verdict, 
         sg_unlock(&tap.lock)
 
 
-cdef void offer_established(Engine *engine, Case *case, const PackedVerdict *verdict, uint64_t now_ns) noexcept nogil:
+cdef void offer_short(Engine *engine, Case *case, const PackedVerdict *verdict, uint64_t now_ns) noexcept nogil:
     """Offer what went the short way."""
-    case.reason, case.quote = REASON_ESTABLISHED, NULL
+    case.reason, case.quote = verdict.reason, NULL
     offer(engine, case, verdict, now_ns)
 
 
