@@ -90,6 +90,8 @@ class KernelEnforcer:
         except OSError as error:
             raise EnforcementError(f"changes of nftables can't be heard of: {error.strerror} (CAP_NET_ADMIN is needed)") from None
         self._run(self._restore_what_is_touched())
+        if bridged := self._settings.bridged_ports():
+            log.error("kernel_interfaces_bridged", interfaces=bridged, consequence="servers are not held to these interfaces")
         if ruleset.revision == 0 and (kept := await self._hooked_tables()):
             log.warning("kernel_table_kept", table=min(kept), reason="no rules are held, those of an earlier agent stay in force")
             return
