@@ -32,6 +32,8 @@ from secgroups.agent.kernel.statements import ACCEPT, Command, Table, bits, ct, 
 PACKED_BYTES = {4: 4, 6: 16}
 # The elements of a set are a frozenset, those of a verdict map a dict to the chain they go to.
 Elements = Mapping[Any, str] | frozenset[Any]
+# The members, packed, that have left a group, and those that have come.
+Moved = tuple[frozenset[bytes], frozenset[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,10 @@ class Planner:
         """Return what makes ``installed`` enforce ``target``."""
         numbers = _Numbers(installed.next_number)
         groups = {group_id: installed.groups.get(group_id) or numbers.take() for group_id in target.members}
-        shrunk = {name for name, held in installed.target.members.items() if not _lost_none(held, target.members.get(name))}
+        moved = {
+            group_id: _moved(held, target.members.get(group_id, frozenset())) for group_id, held in installed.target.members.items()
+        }
+        shrunk = {group_id for group_id, (gone, _) in moved.items() if gone}
         epochs = dict(installed.next_epochs) if installed.next_epochs is not None else None
         sides = {key: self._side(installed, key, rules, shrunk, numbers, epochs) for key, rules in target.sides.items()}
         after = Installed(
@@ -112,7 +117,7 @@ class Planner:
         )
         prepare = [*self._new_groups(installed, after), *self._new_sides(installed, after)]
         flip = [
-            *self._member_changes(installed, after),
+            *self._member_changes(after, moved),
             *self._element_changes(installed.elements, after.elements),
             *self._rewritten(installed, after),
             *self._old_sides(installed, after),
@@ -276,18 +281,16 @@ class Planner:
         else:
             yield self._table.add_rule(side.pass_chain, "allowed", ACCEPT)
 
-    def _member_changes(self, before: Installed, after: Installed) -> Iterator[Command]:
-        for group_id, number in after.groups.items():
-            old, new = before.target.members.get(group_id), after.target.members[group_id]
-            if old is None or old is new:
+    def _member_changes(self, after: Installed, moved: Mapping[str, Moved]) -> Iterator[Command]:
+        for group_id, (gone, come) in moved.items():
+            if group_id not in after.groups:
                 continue
-            # A set has ten thousand members, of which one or two change.
-            for version, gone in _by_version(old - new):
-                if gone:
-                    yield self._table.delete_elements(members_set(number, version), map(key_of, gone))
-            for version, come in _by_version(new - old):
-                if come:
-                    yield self._table.add_elements(members_set(number, version), map(key_of, come))
+            for version, members in _by_version(gone):
+                if members:
+                    yield self._table.delete_elements(members_set(after.groups[group_id], version), map(key_of, members))
+            for version, members in _by_version(come):
+                if members:
+                    yield self._table.add_elements(members_set(after.groups[group_id], version), map(key_of, members))
 
     def _element_changes(self, before: Mapping[str, Elements], after: Mapping[str, Elements]) -> Iterator[Command]:
         for name, new in after.items():
@@ -310,8 +313,16 @@ def _by_version(packed: Iterable[bytes]) -> list[tuple[int, list[bytes]]]:
     return [(version, [each for each in packed if len(each) == PACKED_BYTES[version]]) for version in VERSIONS]
 
 
-def _lost_none(old: frozenset[bytes], new: frozenset[bytes] | None) -> bool:
-    return old is new or old <= (new or frozenset())
+def _moved(old: frozenset[bytes], new: frozenset[bytes]) -> Moved:
+    """Return who has left and who has come, in one pass where it is only the one or the other: a set may have 10,000 members."""
+    if old is new:
+        return frozenset(), frozenset()
+    if len(new) < len(old):
+        come, gone = _moved(new, old)
+        return gone, come
+    come = new - old
+    gone = old - new if len(new) - len(come) < len(old) else frozenset()
+    return gone, come
 
 
 def _chain_for(policy: PolicyKey | None, direction: Direction, sides: Mapping[SideKey, Side]) -> str:
