@@ -10,6 +10,7 @@ from secgroups.agent.flow import ICMP, TCP, UDP, Fragment, Packet, QuotedPacket,
 
 # Enough for all that the tests send; conntrack follows windows.
 _SEQUENCE, _WINDOW = 1_000, 65_535
+_FRAGMENT_HEADER = 44
 
 
 def frame(packet: Packet, data: bytes = b"") -> bytes:
@@ -17,12 +18,24 @@ def frame(packet: Packet, data: bytes = b"") -> bytes:
     return _ip(packet, packet.protocol, _transport(packet, data))
 
 
-def fragments(packet: Packet, data: bytes, *, identification: int) -> list[bytes]:
-    """Return the packet in two fragments (IPv4), the first with its transport header."""
+def fragments(packet: Packet, data: bytes, *, identification: int, first_bytes: int | None = None) -> list[bytes]:
+    """Return the packet in two fragments, the first with ``first_bytes`` of its payload (a multiple of 8), half unless said."""
     whole = _transport(packet, data)
-    cut = (len(whole) // 2 + 7) & ~7
-    first = _ip4(packet, packet.protocol, whole[:cut], identification=identification, fragment=0x2000)
-    return [first, _ip4(packet, packet.protocol, whole[cut:], identification=identification, fragment=cut // 8)]
+    cut = (len(whole) // 2 + 7) & ~7 if first_bytes is None else first_bytes
+    return [
+        fragment(packet, whole[:cut], 0, more=True, identification=identification),
+        fragment(packet, whole[cut:], cut, more=False, identification=identification),
+    ]
+
+
+def fragment(packet: Packet, payload: bytes, offset: int, *, more: bool, identification: int) -> bytes:
+    """Return a fragment of ``packet`` with what stands at ``offset`` of its payload, a multiple of 8 bytes."""
+    if packet.source.version == 4:
+        facts = offset // 8 | (0x2000 if more else 0)
+        return _ip4(packet, packet.protocol, payload, identification=identification, fragment=facts)
+    # RFC 8200, section 4.5.
+    header = struct.pack(">BBHI", packet.protocol, 0, offset | more, identification)
+    return _ip(packet, _FRAGMENT_HEADER, header + payload)
 
 
 def _ip(packet: Packet | QuotedPacket, protocol: int, payload: bytes) -> bytes:

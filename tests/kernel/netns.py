@@ -192,7 +192,7 @@ class World:
 
     def passes(self, source: str, packet: bytes, destination: str) -> bool:
         """Whether a packet gets from one host to another; what else comes there is overlooked."""
-        return any(_same(packet, arrived) for arrived in self.arrivals(source, packet, destination))
+        return any(same(packet, arrived) for arrived in self.arrivals(source, packet, destination))
 
     def settle(self, source: str, destination: str) -> list[bytes]:
         """Return what has come to ``destination``, once everything that ``source`` has sent has been dealt with."""
@@ -210,7 +210,7 @@ class World:
         """Send a packet that passes; return what came before it. TimeoutError if it does not come."""
         self.wires[source].send(last)
         came = []
-        while not _same(last, packet := self.wires[destination].receive()):
+        while not same(last, packet := self.wires[destination].receive()):
             came.append(packet)
         return came
 
@@ -251,7 +251,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _same(sent: bytes, came: bytes) -> bool:
+def same(sent: bytes, came: bytes) -> bool:
     """Whether it is the same packet: a router changes the hop limit and, in IPv4, the checksum."""
     if sent[0] >> 4 == 4:
         return sent[:8] + sent[9:10] + sent[12:] == came[:8] + came[9:10] + came[12 : len(sent)]

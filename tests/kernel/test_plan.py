@@ -90,6 +90,30 @@ def test_a_member_that_leaves_is_one_element_and_an_epoch_for_those_who_ask_for_
     assert {(key.policy, key.direction) for key in changed} == {(("db",), Direction.INGRESS)}
 
 
+@pytest.mark.parametrize(
+    ("gone", "come", "before", "after"),
+    [
+        ("7", "8", "7", "8"),
+        ("79", "8", "79", "8"),
+        ("7", "89", "7", "89"),
+        ("7", "", "789", "98"),
+        ("", "9", "78", "789"),
+        ("78", "", "78", ""),
+        ("9", "8", "79", "78"),
+    ],
+)
+def test_of_members_those_that_come_and_those_that_go_are_told(gone: str, come: str, before: str, after: str) -> None:
+    planned = Planned()
+    planned.to(ruleset(*START[:2], [f"192.0.2.{number}" for number in before]))
+    plan = planned.to(ruleset(*START[:2], [f"192.0.2.{number}" for number in after]))
+    told = dict.fromkeys(("delete", "add"), "")
+    for command in plan.flip:
+        ((what, named),) = command.items()
+        if "element" in named:
+            told[what] += "".join(sorted(address[-1] for address in named["element"]["elem"]))
+    assert told == {"delete": gone, "add": come}
+
+
 def test_a_rule_that_changes_touches_its_side_of_its_policies_alone() -> None:
     planned = Planned()
     planned.to(ruleset(*START))

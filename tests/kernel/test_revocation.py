@@ -13,7 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 
 from agent_world import ACK, SYN_ACK, error_about, icmp, reply, tcp, udp
-from frames import fragments
 from netns import World
 from rig import DB, EGRESS, WEB, Rig, allow
 
@@ -183,20 +182,3 @@ async def test_a_running_download_stops_and_goes_on(rig: Rig, speaking: World, s
             await rig.change(groups={"web": [HTTP]})
             serving.setblocking(False)
             assert await asyncio.to_thread(asking.recv, 100) == b"meanwhile"
-
-
-async def test_fragments_get_what_their_packet_gets(rig: Rig) -> None:
-    await rig.change(groups={"web": [DNS]}, servers={WEB: ["web"]})
-    data = bytes(range(200))
-    for passes, packet in ((True, udp(CLIENT, WEB4, 53)), (False, udp(CLIENT, WEB4, 54))):
-        for piece in fragments(packet, data, identification=packet.destination_port):
-            rig.world.wires["client"].send(piece)
-        # The router puts it together before it judges, and sends it on as it came.
-        came = b"".join(rig.world.settle("client", "web"))
-        assert (data[100:] in came) is passes
-
-
-async def test_a_fragment_alone_does_not_pass(rig: Rig) -> None:
-    await rig.change(groups={"web": [DNS]}, servers={WEB: ["web"]})
-    _, later = fragments(udp(CLIENT, WEB4, 53), bytes(200), identification=99)
-    assert rig.world.arrivals("client", later, "web") == []

@@ -8,6 +8,7 @@ AgentError
 ├── EngineBrokenError      an update failed when part of it was in force: all is denied, start anew with the last good state
 ├── HeldBackError          a snapshot would remove more servers than may go at once: stay with what is in force and ask again later
 ├── EnforcementError       the kernel does not take what is to be in force: what was enforced before still is, try again
+│   └── ListingError       what the kernel holds can't be read: take it for damaged
 ├── CacheError             the cached state on disk is damaged: it is set aside and the agent starts empty
 ├── FlowFileError          the flow table of an earlier process can't be used: it is said so and a new one begun
 ├── PacketError            a request for a verdict that is no packet at all: correct the named field
@@ -54,6 +55,10 @@ class HeldBackError(AgentError):
 
 class EnforcementError(AgentError):
     """The kernel does not take what is to be in force; the message says why."""
+
+
+class ListingError(EnforcementError):
+    """What the kernel holds can't be read."""
 
 
 class CacheError(AgentError):

@@ -1,7 +1,8 @@
 """The main job in half a minute: real processes, the three common configurations, verdicts with their rules, a rule deleted.
 
-``python -m secgroups.lab.demo [--json]``. With ``--json`` the last thing on stdout is one object: ``checks`` (name, expected, got),
-``delete_to_deny_ms`` (median), ``delete_to_deny_ms_all`` and ``ok``. Exit status 0 only if every check holds.
+``python -m secgroups.lab.demo [--json] [--kernel]``. With ``--json`` the last thing on stdout is one object: ``checks`` (name,
+expected, got), ``delete_to_deny_ms`` (median), ``delete_to_deny_ms_all`` and ``ok``. Exit status 0 only if every check holds. With
+``--kernel`` another demo is shown: ``kernel_demo``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import json
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
 import click
 import grpc
 
+from secgroups.lab import kernel_demo
+from secgroups.lab.demo_checks import Checks, run_sgctl
 from secgroups.lab.stack import Stack, StackError, environment_of
 from secgroups.v1 import group_service_pb2 as groups
 from secgroups.v1 import group_service_pb2_grpc as groups_grpc
@@ -72,28 +73,6 @@ ROUNDS = 5
 POLL_TIMEOUT_S = 5.0
 
 
-@dataclass
-class Checks:
-    """What was expected and what came."""
-
-    quiet: bool
-    rows: list[dict[str, str]] = field(default_factory=list)
-
-    def check(self, name: str, expected: str, got: str) -> None:
-        """Note one comparison and show it."""
-        self.rows.append({"name": name, "expected": expected, "got": got})
-        mark = "ok    " if expected == got else "FAILED"
-        self.say(f"  {mark} {name:<58} {got}" + ("" if expected == got else f"   (expected {expected})"))
-
-    def say(self, text: str) -> None:
-        """Show progress: on stdout for people, on stderr beside JSON."""
-        click.echo(text, err=self.quiet)
-
-    @property
-    def ok(self) -> bool:
-        return bool(self.rows) and all(row["expected"] == row["got"] for row in self.rows)
-
-
 class Demo:
     """The steps, against a stack that runs."""
 
@@ -110,14 +89,9 @@ class Demo:
         }
         self._source_port = 40_000
 
-    def sgctl(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> str:
-        """Run the command line as a user would and return its output. StackError for an exit status that is not accepted."""
-        self._checks.say(f"  $ sgctl {' '.join(arguments)}")
-        command = [sys.executable, "-m", "secgroups.cli", *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode not in accept:
-            raise StackError(f"sgctl {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
+    def sgctl(self, *arguments: str) -> str:
+        """Run the command line as a user would and return its output. StackError if it fails."""
+        return run_sgctl(self._checks, self._environment, *arguments)
 
     def load(self) -> None:
         """Load the three common configurations and the servers."""
@@ -288,8 +262,11 @@ def _started(folder: Path, checks: Checks) -> Iterator[Stack]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object; progress goes to stderr.")
-def command(as_json: bool) -> None:
+@click.option("--kernel", is_flag=True, help="Real packets between network namespaces, filtered by the kernel; needs root.")
+def command(as_json: bool, kernel: bool) -> None:
     """Show the main job with real processes and check every step."""
+    if kernel:
+        sys.exit(kernel_demo.run_in_namespaces(as_json=as_json))
     # Whoever runs out of patience ends us with SIGTERM: the processes we started must go with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()

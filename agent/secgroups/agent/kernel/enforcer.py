@@ -26,7 +26,7 @@ from typing import Any
 
 import structlog
 
-from secgroups.agent.errors import EnforcementError
+from secgroups.agent.errors import EnforcementError, ListingError
 from secgroups.agent.flow import Direction
 from secgroups.agent.kernel.conntrack import clear_marks
 from secgroups.agent.kernel.counters import KernelCounters, KernelCounts
@@ -90,6 +90,8 @@ class KernelEnforcer:
         except OSError as error:
             raise EnforcementError(f"changes of nftables can't be heard of: {error.strerror} (CAP_NET_ADMIN is needed)") from None
         self._run(self._restore_what_is_touched())
+        if bridged := self._settings.bridged_ports():
+            log.error("kernel_interfaces_bridged", interfaces=bridged, consequence="servers are not held to these interfaces")
         if ruleset.revision == 0 and (kept := await self._hooked_tables()):
             log.warning("kernel_table_kept", table=min(kept), reason="no rules are held, those of an earlier agent stay in force")
             return
@@ -213,18 +215,24 @@ class KernelEnforcer:
         if table is None and self._wanted.revision == 0:
             return
         if table is not None:
-            listed = await self._nft.find_table(table.name)
-            if listed is None:
-                found = [f"table {table.name} is gone"]
-            else:
-                wanted = [*skeleton(table, self._features), *self._planner(table).whole(self._installed), *hooks(table)]
-                found = differences(shape_of_commands(wanted), shape_of_listing(listed))
+            found = await self._differences(table)
             if not found:
                 return
             log.error("kernel_table_changed", table=table.name, found=found, by=culprit.name, pid=culprit.pid)
             self._table = None
         await self._build()
         log.error("kernel_table_restored", revision=self.revision)
+
+    async def _differences(self, table: Table) -> list[str]:
+        try:
+            listed = await self._nft.find_table(table.name)
+        except ListingError as error:
+            # As nft 1.0.6 does when somebody has given the table flags.
+            return [str(error)]
+        if listed is None:
+            return [f"table {table.name} is gone"]
+        wanted = [*skeleton(table, self._features), *self._planner(table).whole(self._installed), *hooks(table)]
+        return differences(shape_of_commands(wanted), shape_of_listing(listed))
 
     def _planner(self, table: Table) -> Planner:
         return Planner(table, self._settings.marks, self._settings.ports)

@@ -18,7 +18,7 @@ joins needs none: what was allowed stays so, and what was not has no epoch that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,12 +26,14 @@ from secgroups.agent.flow import Direction, Reason
 from secgroups.agent.kernel.content import content, content_names
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.policy import VERSIONS, PolicyKey, SideKey, SideRules, Target, of_version
-from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, CONFIRMED, deny, set_types
+from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, CONFIRMED, deny
 from secgroups.agent.kernel.statements import ACCEPT, Command, Table, bits, ct, goto, key_of, match, meta, set_mark
 
 PACKED_BYTES = {4: 4, 6: 16}
 # The elements of a set are a frozenset, those of a verdict map a dict to the chain they go to.
 Elements = Mapping[Any, str] | frozenset[Any]
+# The members, packed, that have left a group, and those that have come.
+Moved = tuple[frozenset[bytes], frozenset[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """What a table of ours holds. ``next_epochs`` is None while no epochs are given out."""
+    """What a table of ours holds: ``elements`` of the shared sets, ``groups`` the numbers of the sets of members of the target.
+
+    ``next_epochs`` is None while no epochs are given out.
+    """
 
     target: Target = field(default_factory=Target)
     sides: Mapping[SideKey, Side] = field(default_factory=dict)
@@ -96,19 +101,23 @@ class Planner:
         """Return what makes ``installed`` enforce ``target``."""
         numbers = _Numbers(installed.next_number)
         groups = {group_id: installed.groups.get(group_id) or numbers.take() for group_id in target.members}
-        shrunk = {name for name, held in installed.target.members.items() if not _lost_none(held, target.members.get(name))}
+        moved = {
+            group_id: _moved(held, target.members.get(group_id, frozenset())) for group_id, held in installed.target.members.items()
+        }
+        shrunk = {group_id for group_id, (gone, _) in moved.items() if gone}
         epochs = dict(installed.next_epochs) if installed.next_epochs is not None else None
         sides = {key: self._side(installed, key, rules, shrunk, numbers, epochs) for key, rules in target.sides.items()}
         after = Installed(
             target=target,
             sides=sides,
             groups=groups,
-            elements=self._elements(target, sides, groups, installed),
+            elements=self._elements(target, sides, installed),
             next_number=numbers.next,
             next_epochs=epochs,
         )
         prepare = [*self._new_groups(installed, after), *self._new_sides(installed, after)]
         flip = [
+            *self._member_changes(after, moved),
             *self._element_changes(installed.elements, after.elements),
             *self._rewritten(installed, after),
             *self._old_sides(installed, after),
@@ -170,23 +179,11 @@ class Planner:
             return replace(held, content=held.content + changed, epoch=epoch, rules=rules)
         return held
 
-    def _elements(
-        self, target: Target, sides: Mapping[SideKey, Side], groups: Mapping[str, int], installed: Installed
-    ) -> dict[str, Elements]:
+    def _elements(self, target: Target, sides: Mapping[SideKey, Side], installed: Installed) -> Mapping[str, Elements]:
         if target.guarded is installed.target.guarded:
             # The same servers have the same policies, and the chains of those keep their names.
-            elements = {name: held for name, held in installed.elements.items() if name in set_types()}
-        else:
-            elements = self._shared_elements(target, sides)
-        for group_id, number in groups.items():
-            unchanged = installed.target.members.get(group_id) is target.members[group_id]
-            for version in VERSIONS:
-                name = members_set(number, version)
-                held = installed.elements.get(name) if unchanged else None
-                if held is None:
-                    held = frozenset([each for each in target.members[group_id] if len(each) == PACKED_BYTES[version]])
-                elements[name] = held
-        return elements
+            return installed.elements
+        return self._shared_elements(target, sides)
 
     def _shared_elements(self, target: Target, sides: Mapping[SideKey, Side]) -> dict[str, Elements]:
         elements: dict[str, Elements] = {}
@@ -219,10 +216,10 @@ class Planner:
         for group_id, number in after.groups.items():
             if group_id in before.groups:
                 continue
-            for version in VERSIONS:
+            for version, members in _by_version(after.target.members[group_id]):
                 name = members_set(number, version)
                 yield self._table.add_set(name, (ADDRESS_TYPES[version],))
-                if members := after.elements[name]:
+                if members:
                     yield self._table.add_elements(name, map(key_of, members))
 
     def _old_groups(self, before: Installed, after: Installed) -> Iterator[Command]:
@@ -284,11 +281,21 @@ class Planner:
         else:
             yield self._table.add_rule(side.pass_chain, "allowed", ACCEPT)
 
+    def _member_changes(self, after: Installed, moved: Mapping[str, Moved]) -> Iterator[Command]:
+        for group_id, (gone, come) in moved.items():
+            if group_id not in after.groups:
+                continue
+            for version, members in _by_version(gone):
+                if members:
+                    yield self._table.delete_elements(members_set(after.groups[group_id], version), map(key_of, members))
+            for version, members in _by_version(come):
+                if members:
+                    yield self._table.add_elements(members_set(after.groups[group_id], version), map(key_of, members))
+
     def _element_changes(self, before: Mapping[str, Elements], after: Mapping[str, Elements]) -> Iterator[Command]:
-        shared = set_types()
         for name, new in after.items():
             old = before.get(name)
-            if old is new or (old is None and name not in shared):
+            if old is new:
                 continue
             gone, come = _difference(old if old is not None else frozenset(), new)
             if gone:
@@ -302,8 +309,20 @@ def members_set(number: int, version: int) -> str:
     return f"members-{number}-{version}"
 
 
-def _lost_none(old: frozenset[bytes], new: frozenset[bytes] | None) -> bool:
-    return old is new or old <= (new or frozenset())
+def _by_version(packed: Iterable[bytes]) -> list[tuple[int, list[bytes]]]:
+    return [(version, [each for each in packed if len(each) == PACKED_BYTES[version]]) for version in VERSIONS]
+
+
+def _moved(old: frozenset[bytes], new: frozenset[bytes]) -> Moved:
+    """Return who has left and who has come, in one pass where it is only the one or the other: a set may have 10,000 members."""
+    if old is new:
+        return frozenset(), frozenset()
+    if len(new) < len(old):
+        come, gone = _moved(new, old)
+        return gone, come
+    come = new - old
+    gone = old - new if len(new) - len(come) < len(old) else frozenset()
+    return gone, come
 
 
 def _chain_for(policy: PolicyKey | None, direction: Direction, sides: Mapping[SideKey, Side]) -> str:

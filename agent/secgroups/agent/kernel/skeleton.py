@@ -62,6 +62,7 @@ DENY_JUDGED = "deny-judged"
 
 ICMP_PROTOCOLS = one_of(1, 58)
 WITHOUT_CONNECTION = match(ct("state"), ["invalid", "untracked"], "in")
+_RELATED_ERROR = (match(ct("state"), "related", "in"), match(meta("l4proto"), ICMP_PROTOCOLS))
 CONFIRMED = match(ct("status"), "confirmed", "in")
 _UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
 
@@ -162,6 +163,8 @@ def hooks(table: Table) -> list[Command]:
                 commands.append(table.add_rule(chain, "this host to itself", match(interface, "lo"), ACCEPT))
             if role == "opener" and hook != "output":
                 commands.append(table.add_rule(chain, "nobody takes a server's address", jump("reverse-path")))
+                # What the host sends itself it says as the router of others, even when it is a server too.
+                commands.append(table.add_rule(chain, "errors", *_RELATED_ERROR, jump("related")))
             commands.append(table.add_rule(chain, f"judge the {role}", goto(role)))
     return commands
 
@@ -320,11 +323,6 @@ def _opener(table: Table, features: Features) -> list[Command]:
         table.add_rule(chain, "no connection", WITHOUT_CONNECTION, verdict_of(header(IP[version], "saddr"), f"opens{version}"))
         for version in IP
     ]
-    commands.append(
-        table.add_rule(
-            chain, "errors", match(ct("state"), "related", "in"), match(meta("l4proto"), ICMP_PROTOCOLS), jump("related")
-        )
-    )
     commands += [
         table.add_rule(chain, "by connection", verdict_of(ct(f"{IP[version]} saddr", "original"), f"opens{version}"))
         for version in IP

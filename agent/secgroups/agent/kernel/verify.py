@@ -18,10 +18,14 @@ DIFFERENCES_MAX = 5
 
 @dataclass(slots=True)
 class Shape:
-    """The comments of the rules of each chain, in order; the elements of each set, as text, or how many boxes."""
+    """The comments of the rules of each chain, in order; the elements of each set, as text, or how many boxes.
+
+    ``flags`` are the table's: ``dormant`` would let everything pass.
+    """
 
     chains: dict[str, list[str]] = field(default_factory=dict)
     sets: dict[str, set[str] | int] = field(default_factory=dict)
+    flags: str = ""
 
 
 def shape_of_commands(commands: Iterable[Command]) -> Shape:
@@ -36,7 +40,7 @@ def shape_of_listing(listed: Iterable[Mapping[str, Any]]) -> Shape:
 
 def differences(expected: Shape, found: Shape) -> list[str]:
     """Return what is not as it should be, in words, at most ``DIFFERENCES_MAX``; empty if all is."""
-    told = []
+    told = [f"the table has flags: {found.flags}"] if found.flags else []
     for kind, wanted, held in (("chain", expected.chains, found.chains), ("set", expected.sets, found.sets)):
         for name in sorted(wanted.keys() | held.keys()):
             if name not in held:
@@ -52,7 +56,9 @@ def _shape(objects: Iterable[Mapping[str, Any]]) -> Shape:
     shape = Shape()
     for each in objects:
         ((kind, value),) = each.items()
-        if kind == "chain":
+        if kind == "table":
+            shape.flags = str(value.get("flags", ""))
+        elif kind == "chain":
             shape.chains.setdefault(value["name"], [])
         elif kind == "rule":
             shape.chains.setdefault(value["chain"], []).append(value.get("comment", ""))

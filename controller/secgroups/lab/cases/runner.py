@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secgroups.agent.flow import Reason
+from secgroups.agent.flow import Packet, Reason
 from secgroups.lab.cases.changes import Changes
 from secgroups.lab.cases.judging import FailedError, Judgement, check, pass_judges
 from secgroups.lab.cases.model import (
@@ -28,7 +28,7 @@ from secgroups.lab.cases.model import (
 )
 from secgroups.lab.cases.policy import policy_question
 from secgroups.lab.cases.roster import Roster, UnclearError
-from secgroups.lab.cases.traffic import Conversation, Numbers, conversation_of, flow_packet, loose_packet
+from secgroups.lab.cases.traffic import Conversation, Judge, Numbers, conversation_of, flow_packet, loose_packet
 from secgroups.lab.cases.world import OutOfStepError, RefusedError, World
 
 WorldFactory = Callable[[Case], World]
@@ -64,13 +64,15 @@ def run_case(case: Case, make_world: WorldFactory) -> Outcome:
     """Run ``case`` in a new world, which is closed afterwards."""
     world = make_world(case)
     try:
-        return _CaseRun(case, world).run()
+        return CaseRun(case, world).run()
     finally:
         world.close()
 
 
 @dataclass
-class _CaseRun:
+class CaseRun:
+    """One case in one world, which the caller closes."""
+
     case: Case
     world: World
     numbers: Numbers = field(default_factory=Numbers)
@@ -81,12 +83,13 @@ class _CaseRun:
         self.changes = Changes(self.world, self.roster)
 
     def run(self) -> Outcome:
+        """Set up and take all steps, or those up to the first that fails; no exception."""
         number = 0
         try:
             self._set_up()
             for step in self.case.steps:
                 number = step.number
-                self._run_step(step)
+                self.run_step(step)
         except FailedError as failed:
             return self._failure(number, failed.expected, failed.got, failed.explain)
         except OutOfStepError as error:
@@ -110,7 +113,12 @@ class _CaseRun:
         except RefusedError as error:
             raise FailedError("groups and servers set up", str(error)) from None
 
-    def _run_step(self, step: Step) -> None:
+    def pass_packet(self, packet: Packet, judges: Sequence[Judge]) -> Judgement:
+        """Send a packet past ``judges``; return the last judgement made. FailedError if one of them contradicts itself."""
+        return pass_judges(self.world, packet, judges)
+
+    def run_step(self, step: Step) -> None:
+        """Take one step. FailedError if it does not come to what it must."""
         action = step.action
         if isinstance(action, Traffic):
             self._run_traffic(action, step.expected)
@@ -166,24 +174,24 @@ class _CaseRun:
                 self._run_flow(action, expected, rule_id)
             case FlowPacket():
                 packet, judges = flow_packet(action, self.conversations[action.flow], self.roster)
-                check(pass_judges(self.world, packet, judges), expected, rule_id)
+                check(self.pass_packet(packet, judges), expected, rule_id)
             case LoosePacket():
                 quoted = None if action.quotes is None else self.conversations[action.quotes]
                 packet, judges = loose_packet(action, quoted, self.roster, self.numbers)
-                check(pass_judges(self.world, packet, judges), expected, rule_id)
+                check(self.pass_packet(packet, judges), expected, rule_id)
 
     def _run_flow(self, action: Flow, expected: Expectation, rule_id: str | None) -> None:
         conversation = conversation_of(action, self.roster, self.numbers)
         if action.name:
             self.conversations[action.name] = conversation
         (_, opening), *answers = conversation.exchange()
-        first = pass_judges(self.world, opening, conversation.judges(from_opener=True))
+        first = self.pass_packet(opening, conversation.judges(from_opener=True))
         check(first, expected, rule_id)
         self._check_policy(action, conversation, first)
         if not first.allowed:
             return
         for from_opener, packet in answers:
-            judgement = pass_judges(self.world, packet, conversation.judges(from_opener))
+            judgement = self.pass_packet(packet, conversation.judges(from_opener))
             if not judgement.allowed:
                 what = "the last packet of the handshake" if from_opener else "its answer"
                 raise FailedError(f"allow of {what} too", str(judgement), judgement.grounds)
