@@ -13,11 +13,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ENGINE = "secgroups.agent._engine"
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long a machine that does other things takes says nothing of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Whoever is started, and sgctl, talks in plain text and knows nothing of whoever runs the tests: see tests/trust for all the rest.
 os.environ |= {

@@ -11,7 +11,7 @@ from enforcing import check_enforced
 from scratch import scratch_folder
 
 from secgroups.agent.cache import FILE_NAME, Cache, CachedState
-from secgroups.agent.errors import CacheError
+from secgroups.agent.errors import CacheError, ConfigError
 from secgroups.agent.firewall import Firewall
 from secgroups.agent.replica import Replica
 from secgroups.agent.settings import EngineSettings
@@ -53,7 +53,7 @@ def run(data: bytes) -> None:
     (_FOLDER / FILE_NAME).write_bytes(content)
     try:
         state = _CACHE.load()
-    except CacheError as error:
+    except (CacheError, ConfigError) as error:
         assert str(_FOLDER) in str(error)
         return
     assert state is not None
