@@ -64,6 +64,7 @@ class KernelEnforcer:
         self._table: Table | None = None
         self._installed = Installed()
         self._wanted = Target()
+        self._wanted_ruleset = self._ruleset = Ruleset()
         self._watch = TableWatch(TABLE_PREFIX, self._nft.own_pids, self._note_change)
         self._touched = asyncio.Event()
         self._culprit = Culprit(0, "")
@@ -78,6 +79,16 @@ class KernelEnforcer:
     def revision(self) -> int:
         """The revision that the kernel enforces."""
         return self._installed.target.revision
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """What the kernel enforces, as far as this agent has told it to."""
+        return self._ruleset
+
+    @property
+    def essential_services(self) -> bool:
+        """Whether DHCP and neighbour discovery pass whatever the rules say."""
+        return self._settings.essential_services
 
     async def start(self, ruleset: Ruleset) -> None:
         """Enforce ``ruleset`` and watch over it from now on. EnforcementError if it can't be; what is there stays then.
@@ -99,7 +110,7 @@ class KernelEnforcer:
         """Enforce ``ruleset``. EnforcementError if it can't be: what was enforced before still is."""
         async with self._changing:
             before = self._wanted.shared
-            self._wanted = self._compiler.target(ruleset)
+            self._wanted, self._wanted_ruleset = self._compiler.target(ruleset), ruleset
             if ambiguous := self._wanted.shared - before:
                 log.error(
                     "kernel_addresses_shared", addresses=sorted(map(str, ambiguous)), consequence="nothing passes to or from them"
@@ -139,6 +150,7 @@ class KernelEnforcer:
             return
         plan = self._planner(self._table).change(self._installed, self._wanted)
         await self._carry_out(plan)
+        self._ruleset = self._wanted_ruleset
         if self._should_begin_again(plan.installed):
             await self._carry_out(self._planner(self._table).without_epochs(self._installed))
             self._run(self._give_epochs(self._table))
@@ -161,7 +173,7 @@ class KernelEnforcer:
         await self._nft.change([*table.remove(), *skeleton(table, self._features), *plan.prepare, *plan.flip])
         others = [command for other in TABLES if other != name for command in Table(other).remove()]
         await self._nft.change([*hooks(table), *others])
-        self._table, self._installed = table, plan.installed
+        self._table, self._installed, self._ruleset = table, plan.installed, self._wanted_ruleset
         log.info("kernel_table_built", table=name, revision=self.revision, addresses=len(self._wanted.guarded))
         self._run(self._give_epochs(table))
 

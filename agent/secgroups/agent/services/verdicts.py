@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.errors import EnforcementError, PacketError
 from secgroups.agent.kernel.counters import KernelCounts
+from secgroups.agent.kernel.flows import KernelFlows
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
-from secgroups.agent.services.flows import list_flows
+from secgroups.agent.services.flows import list_flows, tracked_by
 from secgroups.agent.services.refusals import refuse
 from secgroups.agent.services.watch import Watches
 from secgroups.v1 import types_pb2 as types
@@ -48,6 +50,9 @@ class Verdicts(VerdictServiceServicer):
         self._subscription = subscription
         self._clock = clock
         self._kernel = kernel
+        self._kernel_flows = (
+            KernelFlows(lambda: kernel.ruleset, essential=kernel.essential_services, clock=clock) if kernel is not None else None
+        )
         self._watches = Watches(firewall, clock)
 
     def stop(self) -> None:
@@ -90,9 +95,10 @@ class Verdicts(VerdictServiceServicer):
     async def GetStats(
         self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.GetStatsResponse]
     ) -> pb.GetStatsResponse:
-        """Answer the figures of this moment; those of the kernel count in."""
+        """Answer the figures of this moment: what the kernel has denied counts in, and flows are its, if it enforces."""
         try:
             counts = await self._kernel.counts() if self._kernel is not None else KernelCounts()
+            flows = await self._kernel_flows.count() if self._kernel_flows is not None else None
         except EnforcementError as error:
             await refuse(context, error)
         now_ns = self._clock()
@@ -105,9 +111,9 @@ class Verdicts(VerdictServiceServicer):
             servers=stats.servers,
             groups=stats.groups,
             sets=stats.sets,
-            flows=stats.flows,
-            flows_max=stats.flows_max,
-            flows_by_state=stats.flows_by_state,
+            flows=stats.flows if flows is None else sum(flows.by_state.values()),
+            flows_max=stats.flows_max if flows is None else flows.flows_max,
+            flows_by_state=stats.flows_by_state if flows is None else flows.by_state,
             verdicts={f"REASON_{reason.name}": count for reason, count in verdicts.items()},
             rules=_rule_counters(stats.rules, counts.rules),
             evicted=stats.evicted,
@@ -123,8 +129,10 @@ class Verdicts(VerdictServiceServicer):
     async def ListFlows(
         self, request: pb.ListFlowsRequest, context: grpc.aio.ServicerContext[pb.ListFlowsRequest, pb.ListFlowsResponse]
     ) -> AsyncIterator[pb.ListFlowsResponse]:
-        """Tell the flows of this moment."""
-        async for response in list_flows(self._firewall, self._clock, request, context):
+        """Tell the flows of this moment: the kernel's, if it enforces."""
+        flows = self._kernel_flows
+        source = flows.live if flows is not None else partial(tracked_by, self._firewall, self._clock)
+        async for response in list_flows(source, self._clock, request, context):
             yield response
 
     async def WatchVerdicts(
