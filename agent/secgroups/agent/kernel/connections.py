@@ -166,7 +166,8 @@ def _tuple(ends: Ends) -> bytes:
         identifier, kind, code = _ICMP_FIELDS[ends.protocol]
         protocol.append(attribute(identifier, _BE16.pack(ends.icmp[0])))
         protocol += [attribute(kind, bytes([ends.icmp[1]])), attribute(code, bytes([ends.icmp[2]]))]
-    elif ends.protocol in PROTOCOLS_WITH_PORTS:
+    else:
+        # Those without ports overlook them or, as GRE, insist that there are some.
         protocol.append(attribute(_SOURCE_PORT, _BE16.pack(ends.source_port)))
         protocol.append(attribute(_DESTINATION_PORT, _BE16.pack(ends.destination_port)))
     return nested(_TUPLE_ORIGINAL, nested(_TUPLE_IP, *addresses), nested(_TUPLE_PROTOCOL, *protocol))

@@ -12,14 +12,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secgroups.agent.effective import Opening
 from secgroups.agent.errors import EnforcementError
 from secgroups.agent.flow import ICMP, ICMPV6, TCP, Direction, Packet
 from secgroups.agent.flow_filter import state_name
-from secgroups.agent.kernel.connections import ASSURED, SEEN_REPLY, Connection, ConnectionDump
+from secgroups.agent.kernel.connections import ASSURED, SEEN_REPLY, Connection, ConnectionDump, Ends, find_connection
 from secgroups.agent.kernel.guards import Guards
 from secgroups.agent.ruleset import Ruleset
 from secgroups.agent.screening import find_essential_service
@@ -67,10 +67,11 @@ class KernelFlows:
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._ruleset = ruleset
-        self._essential = essential
+        self.essential_services = essential
         self._clock = clock
         self._wall_clock = wall_clock
         self._guards = Guards(Ruleset())
+        self._counting: asyncio.Task[FlowCounts] | None = None
 
     @property
     def guards(self) -> Guards:
@@ -106,14 +107,42 @@ class KernelFlows:
             raise EnforcementError(f"the kernel does not tell its connections: {error.strerror}") from None
 
     async def count(self) -> FlowCounts:
-        """Return how many flows there are. Takes time in proportion to all connections; EnforcementError if the kernel fails."""
+        """Return how many flows there are. Takes time in proportion to all connections; EnforcementError if the kernel fails.
+
+        Who asks while it is counted is answered with that count.
+        """
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._count())
+        # Who goes away does not take the count from the others.
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> FlowCounts:
         by_state: Counter[str] = Counter()
         async for flows in self.live():
             by_state.update(map(state_name, flows))
         return FlowCounts(by_state=by_state, flows_max=find_setting("max") or 0)
 
+    def find(self, ends: Ends, server: str) -> Flow | None:
+        """Return the flow of ``server`` that a packet with ``ends`` belongs to. EnforcementError if the kernel does not tell.
+
+        Its counts are at least what is known without accounting: an opening packet, and one the other way if it was answered.
+        """
+        try:
+            connection = find_connection(ends)
+        except OSError as error:
+            raise EnforcementError(f"the kernel does not tell its connections: {error.strerror}") from None
+        if connection is None:
+            return None
+        connection = replace(
+            connection,
+            opener_packets=max(connection.opener_packets, 1),
+            answerer_packets=max(connection.answerer_packets, 1 if connection.status & SEEN_REPLY else 0),
+        )
+        return next((flow for flow in self._translator(self.guards).flows(connection) if flow.key.server == server), None)
+
     def _translator(self, guards: Guards) -> _Translator:
-        return _Translator(guards, essential=self._essential, clock=self._clock, wall_offset_ns=self._wall_clock() - self._clock())
+        wall_offset_ns = self._wall_clock() - self._clock()
+        return _Translator(guards, essential=self.essential_services, clock=self._clock, wall_offset_ns=wall_offset_ns)
 
 
 class _Translator:

@@ -42,12 +42,14 @@ class Message:
 def attributes_in(data: bytes, start: int = 0) -> dict[int, bytes]:
     """Return the attributes that a nested one holds, or a message from ``start`` on."""
     found = {}
-    at, end = start, len(data)
-    while at + _ATTRIBUTE.size <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
+    # A dump has a million of them: what is looked up here is looked up once.
+    unpack, header_bytes = _ATTRIBUTE.unpack_from, _ATTRIBUTE.size
+    at, end = start, len(data) - header_bytes
+    while at <= end:
+        length, kind = unpack(data, at)
+        if length < header_bytes:
             break
-        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        found[kind & _TYPE_MASK] = data[at + header_bytes : at + length]
         at += (length + 3) & ~3
     return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.errors import EnforcementError, PacketError
 from secgroups.agent.kernel.counters import KernelCounts
+from secgroups.agent.kernel.explain import explain_in_kernel
 from secgroups.agent.kernel.flows import KernelFlows
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
@@ -88,9 +89,15 @@ class Verdicts(VerdictServiceServicer):
     async def Explain(
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]
     ) -> pb.ExplainResponse:
-        """Judge and say why."""
+        """Judge and say why: as the kernel does with its connections, if it enforces."""
         packet = await _packet(request.packet, context)
-        return explanation_message(self._firewall.explain(packet, self._clock()), self._firewall.ruleset)
+        if self._kernel is None or self._kernel_flows is None:
+            return explanation_message(self._firewall.explain(packet, self._clock()), self._firewall.ruleset)
+        try:
+            explanation = explain_in_kernel(packet, self._kernel.ruleset, self._kernel_flows, self._clock())
+        except EnforcementError as error:
+            await refuse(context, error)
+        return explanation_message(explanation, self._kernel.ruleset)
 
     async def GetStats(
         self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.GetStatsResponse]
