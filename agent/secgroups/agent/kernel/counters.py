@@ -12,7 +12,7 @@ from typing import Any
 
 from secgroups.agent.counters import RuleCount
 from secgroups.agent.flow import Reason
-from secgroups.agent.kernel.skeleton import REASONS
+from secgroups.agent.kernel.denials import REASONS
 
 _REASON_OF = {reason.name.lower(): reason for reason in REASONS}
 # (table, set or counter, element), and packets and bytes.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -30,10 +31,11 @@ from secgroups.agent.errors import EnforcementError
 from secgroups.agent.flow import Direction
 from secgroups.agent.kernel.conntrack import clear_marks
 from secgroups.agent.kernel.counters import KernelCounters, KernelCounts
+from secgroups.agent.kernel.denials import denials_told
 from secgroups.agent.kernel.nft import Nft
 from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler, Target
-from secgroups.agent.kernel.settings import KernelSettings
+from secgroups.agent.kernel.settings import KernelSettings, Told
 from secgroups.agent.kernel.skeleton import Features, hooks, skeleton
 from secgroups.agent.kernel.sole import Sole
 from secgroups.agent.kernel.statements import Table
@@ -56,6 +58,7 @@ class KernelEnforcer:
         self._settings = settings
         self._nft = nft or Nft()
         self._features = Features(marks=settings.marks, essential_services=settings.essential_services, ports=bool(settings.ports))
+        self._told = Told.NOTHING
         self._compiler = Compiler()
         self._counters = KernelCounters()
         self._changing = asyncio.Lock()
@@ -86,9 +89,9 @@ class KernelEnforcer:
         return self._ruleset
 
     @property
-    def essential_services(self) -> bool:
-        """Whether DHCP and neighbour discovery pass whatever the rules say."""
-        return self._settings.essential_services
+    def settings(self) -> KernelSettings:
+        """What it was made with."""
+        return self._settings
 
     async def start(self, ruleset: Ruleset) -> None:
         """Enforce ``ruleset`` and watch over it from now on. EnforcementError if it can't be; what is there stays then.
@@ -126,6 +129,17 @@ class KernelEnforcer:
         async with self._changing:
             listed = await self._nft.find_table(self._table.name) if self._table is not None else None
             return self._counters.take(listed or ())
+
+    async def tell(self, told: Told) -> None:
+        """Have the kernel tell its log group of such packets from now on. EnforcementError if it can't; then all is as it was."""
+        async with self._changing:
+            if self._told is told:
+                return
+            log_group = self._settings.log_group if told >= Told.DENIALS else None
+            if self._table is not None:
+                openings = self._planner(self._table, told).openings_told(self._installed)
+                await self._nft.change([*denials_told(self._table, log_group), *openings])
+            self._told, self._features = told, replace(self._features, log_group=log_group)
 
     async def stop(self) -> None:
         """Leave the kernel as it is, enforcing, and end what goes on here."""
@@ -238,8 +252,10 @@ class KernelEnforcer:
         await self._build()
         log.error("kernel_table_restored", revision=self.revision)
 
-    def _planner(self, table: Table) -> Planner:
-        return Planner(table, self._settings.marks, self._settings.ports)
+    def _planner(self, table: Table, told: Told | None = None) -> Planner:
+        """Return the planner of ``table``, for another ``told`` than that of now if it is given."""
+        openings_to = self._settings.log_group if (self._told if told is None else told) >= Told.OPENINGS else None
+        return Planner(table, self._settings.marks, self._settings.ports, openings_to)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -13,6 +13,7 @@ from secgroups.agent.errors import EnforcementError, PacketError
 from secgroups.agent.kernel.counters import KernelCounts
 from secgroups.agent.kernel.explain import explain_in_kernel
 from secgroups.agent.kernel.flows import KernelFlows
+from secgroups.agent.kernel.taps import KernelTaps
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
 from secgroups.agent.services.flows import list_flows, tracked_by
@@ -52,13 +53,22 @@ class Verdicts(VerdictServiceServicer):
         self._clock = clock
         self._kernel = kernel
         self._kernel_flows = (
-            KernelFlows(lambda: kernel.ruleset, essential=kernel.essential_services, clock=clock) if kernel is not None else None
+            KernelFlows(lambda: kernel.ruleset, essential=kernel.settings.essential_services, clock=clock)
+            if kernel is not None
+            else None
         )
-        self._watches = Watches(firewall, clock)
+        flows = self._kernel_flows
+        self._kernel_taps = KernelTaps(kernel, lambda: flows.guards, clock) if kernel is not None and flows is not None else None
+        self._watches = Watches(firewall, clock, kernel=self._kernel_taps)
 
     def stop(self) -> None:
         """End the calls that would go on for ever."""
         self._watches.stop()
+
+    async def close(self) -> None:
+        """Give back what calls have taken, once all have ended."""
+        if self._kernel_taps is not None:
+            await self._kernel_taps.close()
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
