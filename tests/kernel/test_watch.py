@@ -103,6 +103,7 @@ async def test_a_denial_says_at_which_server_and_why(
     assert (event.packet.source, event.packet.destination) == (packet.source, packet.destination)
     assert event.packet.protocol == packet.protocol
     assert event.packet.quoted == packet.quoted
+    assert (await rig.enforcer.counts()).denied == {expected[2]: 1}
 
 
 async def test_of_two_servers_the_one_is_told_whose_rules_deny(rig: Rig, taps: KernelTaps) -> None:
