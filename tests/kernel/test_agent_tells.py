@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -142,6 +143,25 @@ def test_flows_and_figures_are_those_of_real_packets(system: System, world: Worl
     system.wait_in_force(system.delete_rule(rule))
     assert len(sgctl.do("agent", "flows", "--state", "revoked").splitlines()) == 2
     assert dict(system.stats(AGENT).flows_by_state) == {"REVOKED": 2}
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that are started from now on answer Prometheus."""
+    monkeypatch.setenv("SECGROUPS_AGENT_METRICS_LISTEN", "127.0.0.1:0")
+
+
+def test_metrics_count_what_the_kernel_denies(metrics: None, system: System, world: World) -> None:
+    system.wait_in_force(system.server("web", WEB4, AGENT, system.group("web", 80)))
+    assert passes(world, tcp(CLIENT, WEB4, 80))
+    assert not passes(world, tcp(CLIENT, WEB4, 81))
+    address = json.loads(system.stack.agents[AGENT].ready_file.read_text())["metrics_address"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=DEADLINE_S) as answer:
+        told = answer.read().decode().splitlines()
+    assert 'secgroups_agent_verdicts_total{reason="NO_RULE"} 1.0' in told
+    connections = Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text().strip()
+    assert f"secgroups_agent_flows {connections}.0" in told
+    assert connections != "0"
 
 
 def test_explain_tells_of_the_connection_that_a_packet_belongs_to(system: System, world: World) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 
 from agent_world import icmp, other, tcp, udp
-from rig import DB, EGRESS, WEB, Rig, allow
+from rig import DB, EGRESS, WEB, Rig, allow, until
 
 from secgroups.agent.counters import RuleCount
 from secgroups.agent.flow import Reason
@@ -69,6 +69,26 @@ async def test_every_kind_of_rule_counts_what_it_opens(rig: Rig) -> None:
     used = {rule.id for rule in rules if rule.id != "unused"} | {"from-group"}
     assert {rule_id: count.packets for rule_id, count in counted.items()} == dict.fromkeys(used, 1)
     assert (counted["anywhere"].bytes, counted["by-network6"].bytes) == (40, 48)
+
+
+async def test_denials_are_the_same_read_with_the_rules_or_alone(rig: Rig) -> None:
+    assert rig.enforcer.denied() == {}
+    await rig.change(groups={"web": [HTTP]}, servers={WEB: ["web"]})
+    for number in range(1, 4):
+        assert not rig.passes(tcp(CLIENT, WEB4, 81))
+        if number % 2:
+            assert rig.enforcer.denied() == {Reason.NO_RULE: number}
+        assert (await rig.enforcer.counts()).denied == {Reason.NO_RULE: number}
+        assert rig.enforcer.denied() == {Reason.NO_RULE: number}
+    rig.world.nft("delete", "table", "inet", "secgroups-a")
+    # Of a table that is gone, and of one that begins anew.
+    assert rig.enforcer.denied() == {Reason.NO_RULE: 3}
+    await until(lambda: "hook" in rig.world.nft("list", "ruleset"), "the table is back")
+    await until(lambda: rig.enforcer.stamps, "the enforcer knows of it")
+    # More than before, so that nobody can see that it began at zero.
+    for _ in range(5):
+        assert not rig.passes(tcp(CLIENT, WEB4, 81))
+    assert rig.enforcer.denied() == {Reason.NO_RULE: 8}
 
 
 async def test_counts_stay_when_somebody_begins_to_watch_and_ends(rig: Rig) -> None:
