@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 
-from agent_world import ACK, LATER, SYN_ACK, error_about, icmp, other, reply, tcp, udp
+from agent_world import ACK, LATER, SYN_ACK, error_about, icmp, other, quote, reply, tcp, udp
 from rig import DB, EGRESS, INGRESS, SERVER_OF, WEB, Rig, allow
 
 from secgroups.agent.flow import Explanation, Packet, Reason
@@ -19,7 +20,7 @@ from secgroups.agent.kernel.explain import explain_in_kernel
 from secgroups.agent.kernel.flows import KernelFlows
 
 WEB4, DB4, WEB6 = "10.0.0.9", "10.0.0.5", "2001:db8::9"
-CLIENT, CLIENT6 = "203.0.113.7", "2001:db8:1::7"
+CLIENT, OTHER, CLIENT6 = "203.0.113.7", "198.51.100.1", "2001:db8:1::7"
 HTTP = allow("http", protocol=6, ports=80)
 DNS = allow("dns", protocol=17, ports=53)
 PING = allow("ping", protocol=1, icmp=(8, None))
@@ -77,6 +78,23 @@ async def test_a_connection_that_is_no_longer_allowed_is_revoked_until_its_rule_
     )
     await rig.change(groups={"web": [HTTP]})
     assert grounds(rig, reply(tcp(CLIENT, WEB4, 80), tcp_flags=SYN_ACK)) == (Reason.ESTABLISHED, "http")
+
+
+async def test_what_conntrack_counts_to_a_revoked_connection_is_not_judged_as_new(rig: Rig) -> None:
+    rules = [HTTP, allow("out", EGRESS, protocol=17)]
+    await rig.change(groups={"web": rules}, servers={WEB: ["web"]})
+    opening, asking = tcp(CLIENT, WEB4, 80), udp(WEB4, CLIENT, 123)
+    error = error_about(asking, source=OTHER)
+    assert rig.passes(opening)
+    assert rig.passes(asking)
+    await rig.change(groups={"web": [allow("errors", protocol=1)]})
+    for packet in (opening, error):
+        assert grounds(rig, packet) == (Reason.REVOKED, "")
+        assert not rig.passes(packet)
+    assert (await rig.enforcer.counts()).denied == {Reason.REVOKED: 2}
+    of_another = replace(error, quoted=replace(quote(asking), source=ip_address(DB4)))
+    assert grounds(rig, of_another) == (Reason.NEW, "errors")
+    assert rig.passes(of_another)
 
 
 async def test_a_connection_between_two_servers_is_explained_at_each(rig: Rig) -> None:

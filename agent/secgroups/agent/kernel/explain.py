@@ -6,14 +6,30 @@ packet, or that which an ICMP error is about.
 
 from __future__ import annotations
 
-from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, Explanation, Fragment, Packet, QuotedPacket
+from secgroups.agent.explanation import Decision, explained
+from secgroups.agent.flow import (
+    ICMP,
+    ICMPV6,
+    PROTOCOLS_WITH_PORTS,
+    TCP,
+    Explanation,
+    Fragment,
+    Packet,
+    QuotedPacket,
+    Reason,
+    Verdict,
+)
 from secgroups.agent.kernel.connections import Ends
 from secgroups.agent.kernel.flows import KernelFlows
 from secgroups.agent.reference import ReferenceEngine
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.screening import is_icmp_error
 from secgroups.agent.settings import EngineSettings
-from secgroups.agent.tracking import find_request
+from secgroups.agent.tcp import REOPENABLE, Segment, segment_of
+from secgroups.agent.tracking import Flow, find_request
+
+# Rows of the verdict table: before the first, no flow is looked at; in the other one it decides.
+_FIRST_STEP_WITH_FLOWS, _STEP_OF_FLOWS = 7, 9
 
 
 def explain_in_kernel(packet: Packet, ruleset: Ruleset, flows: KernelFlows, now_ns: int) -> Explanation:
@@ -27,7 +43,20 @@ def explain_in_kernel(packet: Packet, ruleset: Ruleset, flows: KernelFlows, now_
     flow = flows.find(ends, packet.server) if ends is not None and packet.server in ruleset.servers else None
     if flow is not None:
         engine.flows.insert(flow)
-    return engine.explain(packet, now_ns)
+    explanation = engine.explain(packet, now_ns)
+    if flow is None or explanation.step < _FIRST_STEP_WITH_FLOWS or not _stays_revoked(packet, flow):
+        return explanation
+    return explained(packet, Decision(verdict=Verdict(reason=Reason.REVOKED), step=_STEP_OF_FLOWS), ruleset, None)
+
+
+def _stays_revoked(packet: Packet, flow: Flow) -> bool:
+    """Whether the kernel takes ``packet`` for one of ``flow``, which is revoked, or about it.
+
+    The engine judges as new a SYN of the opener, and an ICMP error; the kernel only what conntrack begins a connection with.
+    """
+    if packet.protocol != TCP or packet.direction is not flow.opening.direction:
+        return flow.revoked
+    return flow.revoked and not (segment_of(packet.tcp_flags) is Segment.SYN and flow.state in REOPENABLE)
 
 
 def _concerning(server: str, ruleset: Ruleset) -> RulesetUpdate:
@@ -50,6 +79,9 @@ def _find_ends(packet: Packet) -> Ends | None:
         return None
     named: Packet | QuotedPacket | None = packet.quoted if is_icmp_error(packet) else packet
     if named is None or not _can_be_tracked(named):
+        return None
+    if named is not packet and named.source != packet.destination:
+        # An error that is not sent to whom it is about: conntrack does not know it either.
         return None
     has_ports = named.protocol in PROTOCOLS_WITH_PORTS
     return Ends(

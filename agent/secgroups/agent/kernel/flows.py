@@ -125,7 +125,7 @@ class KernelFlows:
     def find(self, ends: Ends, server: str) -> Flow | None:
         """Return the flow of ``server`` that a packet with ``ends`` belongs to. EnforcementError if the kernel does not tell.
 
-        Its counts are at least what is known without accounting: an opening packet, and one the other way if it was answered.
+        It counts a packet of either direction at least: to the kernel, an error about an answer is related even if none was seen.
         """
         try:
             connection = find_connection(ends)
@@ -136,7 +136,7 @@ class KernelFlows:
         connection = replace(
             connection,
             opener_packets=max(connection.opener_packets, 1),
-            answerer_packets=max(connection.answerer_packets, 1 if connection.status & SEEN_REPLY else 0),
+            answerer_packets=max(connection.answerer_packets, 1),
         )
         return next((flow for flow in self._translator(self.guards).flows(connection) if flow.key.server == server), None)
 
