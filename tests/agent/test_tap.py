@@ -8,7 +8,8 @@ import pytest
 from agent_world import ACK, ANY_EGRESS, CLIENT, DNS, INGRESS, SECOND, SSH, World, reply, tcp, udp
 
 from secgroups.agent.errors import TooManyTapsError
-from secgroups.agent.tap import ONE_IN_MAX, TAP_EVENTS_MAX, TAPS_MAX
+from secgroups.agent.flow import Reason, Verdict
+from secgroups.agent.tap import ONE_IN_MAX, TAP_EVENTS_MAX, TAPS_MAX, JoinedTap, Taps, TapSettings
 
 MINE = "10.0.0.9"
 DENIED = tcp(CLIENT, MINE, 23)
@@ -131,3 +132,33 @@ def test_a_server_that_is_not_guarded_is_told_by_the_name_that_was_asked_for(eng
     for asked in strangers:
         assert world.firewall.decide(asked, world.now_ns).reason.name == "UNKNOWN_SERVER"
     assert [event.packet.server for event in tap.read(10)] == [asked.server for asked in strangers]
+
+
+@pytest.mark.parametrize("one_in", [1, 2, 3, 7])
+def test_what_is_lost_counts_as_what_would_have_been_taken_and_sampling_goes_on(one_in):
+    lossy, whole = (Taps().open(TapSettings(events_max=100, one_in=one_in)) for _ in range(2))
+    denied = Verdict(reason=Reason.NO_RULE)
+    number = 0
+    for lost, offered in ((3, 2), (0, 5), (1, 1), (14, 4), (2, 0), (6, 9)):
+        for tap in (lossy, whole):
+            if tap is lossy:
+                tap.lose(lost)
+            for each in range(number if tap is whole else number + lost, number + lost + offered):
+                tap.offer(replace(DENIED, source_port=each), denied, each)
+        number += lost + offered
+    told, all_of_them = ports(lossy.read(100)), ports(whole.read(100))
+    assert set(told) < set(all_of_them)
+    assert lossy.dropped == len(all_of_them) - len(told)
+
+
+def test_joined_taps_tell_together_what_each_takes():
+    taps = Taps()
+    joined = JoinedTap((taps.open(TapSettings(events_max=2)), taps.open(TapSettings(events_max=8, allowed=True))))
+    for number in range(3):
+        taps.offer(replace(DENIED, source_port=number), Verdict(reason=Reason.NO_RULE), number)
+    taps.offer(replace(ALLOWED, source_port=9), Verdict(reason=Reason.NEW), 9)
+    assert joined.dropped == 1
+    assert ports(joined.read(3)) == [0, 0, 1]
+    assert ports(joined.read(8)) == [1, 2, 9]
+    joined.close()
+    assert taps.settings == []

@@ -10,8 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from enforcing import enforcing_system
 from netns import World, inside, lacking
 from rig import Rig
+from running_system import System
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +37,14 @@ async def rig(world: World) -> AsyncIterator[Rig]:
         yield made
     finally:
         await made.close()
+
+
+@pytest.fixture
+def system(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """A controller and an agent that enforces, as processes in the router."""
+    monkeypatch.setenv("SECGROUPS_CONTROLLER_HEARTBEAT_S", "0.5")
+    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MIN_S", "0.05")
+    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MAX_S", "0.2")
+    monkeypatch.setenv("SECGROUPS_AGENT_ENFORCE", "nftables")
+    with enforcing_system(world, tmp_path) as made:
+        yield made

@@ -14,43 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
 
 from agent_world import ACK, SYN_ACK, reply, tcp
-from frames import frame
+from enforcing import AGENT, CLIENT, WEB4, passes
 from netns import World, run
 from running_system import System, wait_until
 
 from secgroups.v1 import verdict_service_pb2 as pb
 from secgroups.v1.verdict_service_pb2_grpc import VerdictServiceStub
-
-WEB4, CLIENT = "10.0.0.9", "203.0.113.7"
-AGENT = "router-1"
-
-
-@pytest.fixture
-def system(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
-    """A controller and an agent that enforces; the kernel is cleaned up behind it."""
-    monkeypatch.setenv("SECGROUPS_CONTROLLER_HEARTBEAT_S", "0.5")
-    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MIN_S", "0.05")
-    monkeypatch.setenv("SECGROUPS_AGENT_RECONNECT_MAX_S", "0.2")
-    monkeypatch.setenv("SECGROUPS_AGENT_ENFORCE", "nftables")
-    made = System(tmp_path, [AGENT])
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
-        assert clean_up(tmp_path).returncode == 0
-        assert "secgroups" not in world.nft("list", "tables")
-
-
-def clean_up(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "secgroups.agent", "--agent-id", AGENT, "--state-dir", str(folder / "cleaned"), "--clean-up"]
-    (folder / "cleaned").mkdir(exist_ok=True)
-    return subprocess.run([*command, "--enforce", "nftables", *more], capture_output=True, text=True, timeout=60)
-
-
-def passes(world: World, packet: object) -> bool:
-    source, destination = ("client", "web") if str(packet.source) == CLIENT else ("web", "client")
-    return world.passes(source, frame(packet), destination)
 
 
 def test_a_revision_in_force_is_in_force_for_real_packets(system: System, world: World) -> None:
@@ -182,6 +151,7 @@ def test_an_agent_without_nft_does_not_start_and_says_why(world: World, tmp_path
         ("interface 'web=tap0' is not SERVER=IFNAME", ["--enforce", "nftables", "--interface", "web=tap0"]),
         ("the server or the interface is named twice", ["--enforce", "nftables", "--interface", "p/a=t0", "--interface", "p/b=t0"]),
         ("kernel_mark_mask 0xff00ff must be one run", ["--enforce", "nftables", "--kernel-mark-mask", "0xff00ff"]),
+        ("kernel_log_group 0 is not in 1..65535", ["--enforce", "nftables", "--kernel-log-group", "0"]),
         ("interface and clean_up are for --enforce nftables, which is not set", ["--clean-up"]),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from secgroups.agent.errors import ConfigError
 from secgroups.agent.kernel.marks import DEFAULT_MASK, MarkLayout
-from secgroups.agent.kernel.settings import KernelSettings
+from secgroups.agent.kernel.settings import DEFAULT_LOG_GROUP, KernelSettings
 from secgroups.agent.settings import EngineSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_AGENT_"
@@ -64,6 +64,9 @@ class AgentConfig:
     enforce: str = _setting("", "nftables: this host's kernel enforces for real packets as well; none: verdicts only")
     interface: str = _setting("", "SERVER=IFNAME: a server (project/id) found by interface too, with --enforce; may be repeated")
     kernel_mark_mask: str = _setting(f"{DEFAULT_MASK:#x}", "bits of connection marks that are ours, with --enforce")
+    kernel_log_group: int = _setting(
+        DEFAULT_LOG_GROUP, "nflog group by which the kernel tells who watches verdicts, with --enforce"
+    )
     clean_up: bool = _setting(False, "remove from the kernel what --enforce put there, and end")
     log_level: str = _setting("info", "debug, info, warning or error")
     metrics_listen: str = _setting("", "where to answer Prometheus over HTTP: loopback HOST:PORT; none: nowhere")
@@ -125,6 +128,7 @@ class AgentConfig:
             marks=MarkLayout(_bits(self.kernel_mark_mask)),
             essential_services=self.essential_services,
             ports=_find_ports(self.interface),
+            log_group=self.kernel_log_group,
         )
 
 

@@ -13,6 +13,7 @@ AgentError
 ├── FlowFileError          the flow table of an earlier process can't be used: it is said so and a new one begun
 ├── PacketError            a request for a verdict that is no packet at all: correct the named field
 ├── FilterError            a filter with a value that nothing can have: correct the named field
+├── UntoldError            a watch for verdicts that the kernel does not tell of: ask for what it tells
 └── TooManyTapsError       as many watch verdicts as may: try again when one of them has ended
 """
 
@@ -83,6 +84,10 @@ class FilterError(AgentError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+
+
+class UntoldError(AgentError):
+    """Verdicts that nobody can tell of; the message says which, and what can be told."""
 
 
 class TooManyTapsError(AgentError):

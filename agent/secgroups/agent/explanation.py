@@ -129,7 +129,7 @@ def _find_rule_text(rule_id: str, ruleset: Ruleset, effective: EffectiveRuleset 
     for found in effective.rules() if effective else ():
         if found.rule.id == rule_id:
             return describe_rule(found, ruleset)
-    return f"rule {rule_id}, which is gone"
+    return f"rule {rule_id}, which is gone" if rule_id else "a rule that is not remembered"
 
 
 def _groups_text(effective: EffectiveRuleset | None, ruleset: Ruleset) -> str:

@@ -9,7 +9,7 @@ from secgroups.agent.filter_values import find_protocol, network_of, rule_id_of,
 from secgroups.agent.flow import ICMP, ICMPV6, TCP, UDP
 from secgroups.agent.flow_filter import REVOKED, STATES, FlowFilter
 from secgroups.agent.tcp import FlowState
-from secgroups.agent.tracking import Flow
+from secgroups.agent.tracking import NOT_KNOWN_NS, Flow
 from secgroups.v1 import types_pb2 as types
 from secgroups.v1 import verdict_service_pb2 as pb
 
@@ -59,8 +59,8 @@ def flow_message(flow: Flow, now_ns: int) -> pb.Flow:
         opening_bytes=flow.opener_bytes,
         reply_packets=flow.answerer_packets,
         reply_bytes=flow.answerer_bytes,
-        age=_duration(now_ns - flow.opened_ns),
-        idle=_duration(now_ns - flow.seen_ns),
+        age=None if flow.opened_ns == NOT_KNOWN_NS else _duration(now_ns - flow.opened_ns),
+        idle=None if flow.seen_ns == NOT_KNOWN_NS else _duration(now_ns - flow.seen_ns),
         remaining=_duration(flow.deadline_ns - now_ns),
     )
     if message.protocol == types.PROTOCOL_NUMBER:

@@ -10,11 +10,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from secgroups.agent.delays import DelayCounts
 from secgroups.agent.figures import stats_of
 from secgroups.agent.flow import Reason
+from secgroups.agent.kernel.flows import find_setting
 
 if TYPE_CHECKING:
     from secgroups.agent.cache_writer import CacheWriter
     from secgroups.agent.counters import Stats
     from secgroups.agent.firewall import Firewall
+    from secgroups.agent.kernel.enforcer import KernelEnforcer
     from secgroups.agent.replica import Replica
     from secgroups.agent.subscription import Subscription
 
@@ -28,16 +30,30 @@ async def collect(
     writer: CacheWriter,
     clock: Callable[[], int],
     version: str,
+    kernel: KernelEnforcer | None = None,
 ) -> list[Metric]:
-    """Return all metrics as of now by ``clock``, monotonic nanoseconds."""
+    """Return all metrics as of now by ``clock``, monotonic nanoseconds.
+
+    If the kernel enforces, its denials count in, and flows are its connections: those of the whole host, which it has counted.
+    """
     now_ns = clock()
     stats = await stats_of(firewall, now_ns)
-    return list(_metrics(stats, now_ns, replica, subscription, writer, version))
+    return list(_metrics(stats, now_ns, replica, subscription, writer, version, kernel))
 
 
 def _metrics(
-    stats: Stats, now_ns: int, replica: Replica, subscription: Subscription, writer: CacheWriter, version: str
+    stats: Stats,
+    now_ns: int,
+    replica: Replica,
+    subscription: Subscription,
+    writer: CacheWriter,
+    version: str,
+    kernel: KernelEnforcer | None,
 ) -> Iterator[Metric]:
+    denied = kernel.denied() if kernel is not None else {}
+    flows, flows_max = stats.flows, stats.flows_max
+    if kernel is not None:
+        flows, flows_max = find_setting("count") or 0, find_setting("max") or 0
     yield InfoMetricFamily(f"{_PREFIX}build", "Version of the program", {"version": version})
     yield GaugeMetricFamily(f"{_PREFIX}connected", "Whether there is a stream from the controller", subscription.connected)
     if subscription.last_heard_ns is not None:
@@ -49,14 +65,14 @@ def _metrics(
         "held_back": ("Whether a snapshot is held back", replica.held_back is not None),
         "rejected_objects": ("Objects that can't be enforced in their latest version", replica.rejected_count),
         "servers": ("Servers that are guarded", len(replica.ruleset.servers)),
-        "flows": ("Flows that are tracked", stats.flows),
-        "flows_max": ("Flows that can be tracked", stats.flows_max),
+        "flows": ("Flows that are tracked", flows),
+        "flows_max": ("Flows that can be tracked", flows_max),
     }
     for name, (text, value) in gauges.items():
         yield GaugeMetricFamily(f"{_PREFIX}{name}", text, value)
     verdicts = CounterMetricFamily(f"{_PREFIX}verdicts", "Verdicts that were given", labels=["reason"])
     for reason in Reason:
-        verdicts.add_metric([reason.name], stats.verdicts.get(reason, 0))
+        verdicts.add_metric([reason.name], stats.verdicts.get(reason, 0) + denied.get(reason, 0))
     yield verdicts
     yield CounterMetricFamily(f"{_PREFIX}flows_evicted", "Flows that made room for others", stats.evicted)
     yield CounterMetricFamily(f"{_PREFIX}cache_write_failures", "Times that the state could not be saved", writer.failures)

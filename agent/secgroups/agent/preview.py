@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from secgroups.agent.effective import EffectiveGroup, EffectiveRule, EffectiveRuleset, Opening, effective_groups, effective_ruleset
+from secgroups.agent.effective import EffectiveGroup, EffectiveRuleset, effective_groups, effective_ruleset
+from secgroups.agent.rule_finder import RuleFinder
 from secgroups.agent.ruleset import Ruleset, RulesetUpdate
 from secgroups.agent.tracking import Flow
 
 # Rules that are checked between two breaths of whoever counts: two or three milliseconds in plain Python.
 CHECKS_PER_SLICE = 2_000
-# Kinds of opening (all of it but the remote) for which one server's rules are remembered.
-KINDS_MAX = 4_096
 
 
 class Fate:
@@ -46,43 +45,19 @@ class Fate:
 
 
 class _Allowing:
-    """Tells of many flows whether a ruleset allows them.
-
-    The rule that last allowed a flow is asked first: it answers for nearly all. For the others it is remembered which rules come
-    into question for all openings that differ in the remote only, of which a server has many.
-    """
+    """Tells of many flows whether a ruleset allows them. The rule that last did is asked first: nearly always it does."""
 
     def __init__(self, ruleset: EffectiveRuleset) -> None:
-        self._ruleset = ruleset
-        self._rules: dict[str, EffectiveRule] = {}
-        self._by_kind: dict[tuple[int, ...], tuple[EffectiveRule, ...]] = {}
+        self._finder = RuleFinder(ruleset)
 
     def judge(self, flow: Flow) -> tuple[bool, int]:
         """Return whether ``flow`` is allowed, and how many rules were looked at."""
-        checks = 1
-        if not self._rules:
-            # Not before there is a flow: most servers of a large group have none.
-            self._rules = {rule.rule.id: rule for rule in self._ruleset.rules()}
-            checks += len(self._rules)
-        rule = self._rules.get(flow.rule_id)
-        if rule is not None and rule.allows(flow.opening):
-            return True, checks
-        candidates, more_checks = self._candidates(flow.opening)
-        return any(rule.allows(flow.opening) for rule in candidates), checks + more_checks + len(candidates)
-
-    def _candidates(self, opening: Opening) -> tuple[tuple[EffectiveRule, ...], int]:
-        kind = (opening.direction, opening.protocol, opening.port, opening.icmp_type, opening.icmp_code)
-        found = self._by_kind.get(kind)
-        if found is not None:
-            return found, 0
-        found = tuple(
-            rule
-            for rule in self._rules.values()
-            if rule.rule.direction is opening.direction and all(failed == "remote" for failed in rule.failures(opening))
-        )
-        if len(self._by_kind) < KINDS_MAX:
-            self._by_kind[kind] = found
-        return found, len(self._rules)
+        checks_before = self._finder.checks
+        rule = self._finder.rules.get(flow.rule_id)
+        allowed = rule is not None and rule.allows(flow.opening)
+        if not allowed:
+            allowed = self._finder.find(flow.opening) is not None
+        return allowed, 1 + self._finder.checks - checks_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

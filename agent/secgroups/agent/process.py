@@ -116,7 +116,7 @@ async def _subscribe_and_serve(
     verdicts = Verdicts(config.agent_id, firewall, replica, subscription, kernel=kernel)
     server = AgentServer(config.listen, verdicts, protected_by(config))
     await server.start()
-    read = partial(collect, firewall, replica, subscription, writer, time.monotonic_ns, program_version())
+    read = partial(collect, firewall, replica, subscription, writer, time.monotonic_ns, program_version(), kernel)
     metrics = serve_metrics(config, read)
     background: list[asyncio.Task[None]] = [asyncio.create_task(subscription.run()), asyncio.create_task(writer.run())]
     if not config.plaintext:

@@ -84,6 +84,7 @@ class AgentServer:
         await self._health.enter_graceful_shutdown()
         self._verdicts.stop()
         await self._server.stop(grace_s)
+        await self._verdicts.close()
 
 
 def _reflection_v1(names: Iterable[str]) -> grpc.GenericRpcHandler:

@@ -6,7 +6,7 @@ A verdict never waits for a reader: what a full tap can't hold is dropped and co
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -61,7 +61,7 @@ class ReferenceTap:
     """A tap of the reference engine."""
 
     def __init__(self, settings: TapSettings, closed: Callable[[ReferenceTap], None]) -> None:
-        self._settings = settings
+        self.settings = settings
         self._closed = closed
         self._events: deque[VerdictEvent] = deque()
         # How many verdicts to let pass before the next one is taken.
@@ -75,16 +75,22 @@ class ReferenceTap:
 
     def offer(self, packet: Packet, verdict: Verdict, now_ns: int) -> None:
         """Take the verdict if it is one to take and there is room."""
-        if verdict.action is Action.ALLOW and not self._settings.allowed:
+        if verdict.action is Action.ALLOW and not self.settings.allowed:
             return
         if self._passing:
             self._passing -= 1
             return
-        self._passing = self._settings.one_in - 1
-        if len(self._events) < self._settings.events_max:
+        self._passing = self.settings.one_in - 1
+        if len(self._events) < self.settings.events_max:
             self._events.append(VerdictEvent(now_ns, packet, verdict))
         else:
             self._dropped += 1
+
+    def lose(self, count: int) -> None:
+        """Note that ``count`` verdicts to take or to let pass were never offered."""
+        taken = max(0, -((self._passing - count) // self.settings.one_in))
+        self._passing += taken * self.settings.one_in - count
+        self._dropped += taken
 
     def read(self, most: int) -> list[VerdictEvent]:
         """Return the oldest verdicts that it holds, at most ``most``, and make room for others."""
@@ -96,10 +102,16 @@ class ReferenceTap:
 
 
 class Taps:
-    """The open taps of one engine, at most ``TAPS_MAX``."""
+    """The open taps of one engine, at most ``TAPS_MAX``. ``closed()`` is called when one has been closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, closed: Callable[[], None] | None = None) -> None:
         self._open: list[ReferenceTap] = []
+        self._closed = closed
+
+    @property
+    def settings(self) -> list[TapSettings]:
+        """How the open ones take."""
+        return [tap.settings for tap in self._open]
 
     def open(self, settings: TapSettings) -> ReferenceTap:
         """Return a new tap. Raises ``TooManyTapsError``."""
@@ -114,6 +126,42 @@ class Taps:
         for tap in self._open:
             tap.offer(packet, verdict, now_ns)
 
+    def lose(self, count: int) -> None:
+        """Tell every tap that ``count`` verdicts were given that it was not shown."""
+        for tap in self._open:
+            tap.lose(count)
+
+    def close(self) -> None:
+        """Close all that are open."""
+        for tap in tuple(self._open):
+            tap.close()
+
     def _close(self, tap: ReferenceTap) -> None:
         if tap in self._open:
             self._open.remove(tap)
+            if self._closed is not None:
+                self._closed()
+
+
+class JoinedTap:
+    """Takes what several taps take, in the order of time within what is read at once."""
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        self._taps = taps
+
+    @property
+    def dropped(self) -> int:
+        """How many verdicts they would have taken but for want of room, together."""
+        return sum(tap.dropped for tap in self._taps)
+
+    def read(self, most: int) -> list[VerdictEvent]:
+        """Return the oldest verdicts of the first that hold any, at most ``most``, and make room for others."""
+        found: list[VerdictEvent] = []
+        for tap in self._taps:
+            found += tap.read(most - len(found))
+        return sorted(found, key=lambda event: event.now_ns)
+
+    def close(self) -> None:
+        """Close them all."""
+        for tap in self._taps:
+            tap.close()

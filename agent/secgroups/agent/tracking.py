@@ -21,6 +21,8 @@ from secgroups.agent.flow import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS, TCP, UDP, A
 from secgroups.agent.tcp import CONNECTED, TCP_TIMEOUTS_S, FlowState
 
 NS_PER_S = 1_000_000_000
+# In place of the time of something that whoever tracks the flow does not remember.
+NOT_KNOWN_NS = -1
 
 _UDP_UNANSWERED_S = 30
 _UDP_ANSWERED_S = 120
@@ -83,7 +85,7 @@ def find_key(server: str, direction: Direction, packet: Packet | QuotedPacket) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """One tracked flow. Times are monotonic nanoseconds.
+    """One tracked flow. Times are monotonic nanoseconds; ``opened_ns`` and ``seen_ns`` may be ``NOT_KNOWN_NS`` in the kernel's.
 
     ``opening`` is by what it is judged again after a change; ``epoch`` is that of the server when it last was, ``rule_id`` and
     ``group_id`` name the rule that last allowed it. A revoked flow keeps its ``state`` to resume in.

@@ -127,7 +127,9 @@ class _FlowStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowState.V
     FLOW_STATE_ANSWERED: _FlowState.ValueType  # 11
     """Not TCP: both directions were seen."""
     FLOW_STATE_REVOKED: _FlowState.ValueType  # 12
-    """No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before."""
+    """No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before; with the
+    kernel, when it is listed.
+    """
 
 class FlowState(_FlowState, metaclass=_FlowStateEnumTypeWrapper):
     """Where a flow is in its life."""
@@ -157,7 +159,9 @@ FLOW_STATE_UNANSWERED: FlowState.ValueType  # 10
 FLOW_STATE_ANSWERED: FlowState.ValueType  # 11
 """Not TCP: both directions were seen."""
 FLOW_STATE_REVOKED: FlowState.ValueType  # 12
-"""No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before."""
+"""No rule allows it any more, and its packets are denied. Found at its first packet after the change of rules, not before; with the
+kernel, when it is listed.
+"""
 Global___FlowState: _TypeAlias = FlowState  # noqa: Y015
 
 @_typing.final
@@ -622,7 +626,9 @@ class RuleCounter(_message.Message):
     rule_id: _builtins.str
     """The rule's id."""
     packets: _builtins.int
-    """Packets allowed by it, those of its flows included."""
+    """Packets allowed by it, those of its flows included; of the kernel's, those alone for which it asked the rule: that open a
+    connection, or are the first of one after a change.
+    """
     bytes: _builtins.int
     """Bytes of those packets."""
     def __init__(
@@ -716,7 +722,7 @@ class GetStatsResponse(_message.Message):
     flows: _builtins.int
     """Live flows."""
     flows_max: _builtins.int
-    """Flows that the table can hold."""
+    """Flows that the table can hold; with the kernel, connections of the whole host."""
     evicted: _builtins.int
     """Flows removed to make room for others."""
     from_cache: _builtins.bool
@@ -902,11 +908,15 @@ class Flow(_message.Message):
     revoked: _builtins.bool
     """Whether it is denied now: the same as FLOW_STATE_REVOKED."""
     rule_id: _builtins.str
-    """The rule that last allowed it."""
+    """The rule that last allowed it. The kernel does not remember that: told is the rule that would allow its opening packet now, empty
+    if none would.
+    """
     group_id: _builtins.str
     """The group of that rule."""
     opening_packets: _builtins.int
-    """Packets allowed in the opening direction."""
+    """Packets allowed in the opening direction. With the kernel, packets and bytes of both directions are 0 unless it counts them
+    (sysctl net.netfilter.nf_conntrack_acct).
+    """
     opening_bytes: _builtins.int
     """Bytes of those packets, IP headers included."""
     reply_packets: _builtins.int
@@ -915,11 +925,11 @@ class Flow(_message.Message):
     """Bytes of those packets, IP headers included."""
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
-        """How long ago it was opened."""
+        """How long ago it was opened. Unset if the kernel does not know (sysctl net.netfilter.nf_conntrack_timestamp)."""
 
     @_builtins.property
     def idle(self) -> _duration_pb2.Duration:
-        """How long ago a packet of it was last allowed."""
+        """How long ago a packet of it was last allowed. Unset with the kernel."""
 
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
@@ -1067,7 +1077,7 @@ class WatchVerdictsResponse(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     dropped: _builtins.int
     """How many of the verdicts that one_in takes were dropped for want of room since the watch began, wanted by the other fields or
-    not.
+    not. With the kernel, those included that it could not send.
     """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictEvent]:
@@ -1109,7 +1119,7 @@ class VerdictEvent(_message.Message):
     """Whether the packet opened a flow."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When, by the clock of the agent's machine."""
+        """When, by the clock of the agent's machine; with the kernel, when the agent heard of it."""
 
     @_builtins.property
     def packet(self) -> Global___Packet:

@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class VerdictServiceStub:
     """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
     """
 
     def __init__(self, channel):
@@ -69,6 +73,10 @@ class VerdictServiceStub:
 
 class VerdictServiceServicer:
     """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
     """
 
     def Decide(self, request, context):
@@ -87,14 +95,15 @@ class VerdictServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said.
+        """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said. With the kernel: what that
+        would do, by the rules that it enforces and the connection in it that the packet belongs to, or that an ICMP error is about.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Answers the agent's figures.
+        """Answers the agent's figures. With the kernel, its denials, and the packets for which it asked a rule, are counted in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +111,8 @@ class VerdictServiceServicer:
 
     def ListFlows(self, request, context):
         """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
-        reached, one that is opened after the call began may be missing.
+        reached, one that is opened after the call began may be missing. With the kernel: the connections in it that have a guarded server
+        at one end, in no order; one between two servers is a flow of each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +120,9 @@ class VerdictServiceServicer:
 
     def WatchVerdicts(self, request, context):
         """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
-        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED. With the kernel: its denials of real packets,
+        and if ALLOW is wanted what it lets open a connection (NEW), a tenth of a second late or so, among the verdicts on packets that
+        were asked about. ESTABLISHED, RELATED and ESSENTIAL it does not tell of: FAILED_PRECONDITION if they are asked for by reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +171,10 @@ def add_VerdictServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class VerdictService:
     """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
     """
 
     @staticmethod

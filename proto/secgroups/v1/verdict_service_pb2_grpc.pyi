@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VerdictServiceStub:
-    """Asks an agent what becomes of packets. Served by the agent."""
+    """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,21 +45,31 @@ class VerdictServiceStub:
     time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.ExplainRequest, _verdict_service_pb2.ExplainResponse]
-    """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
+    """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said. With the kernel: what that
+    would do, by the rules that it enforces and the connection in it that the packet belongs to, or that an ICMP error is about.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]
-    """Answers the agent's figures."""
+    """Answers the agent's figures. With the kernel, its denials, and the packets for which it asked a rule, are counted in."""
     ListFlows: _grpc.UnaryStreamMultiCallable[_verdict_service_pb2.ListFlowsRequest, _verdict_service_pb2.ListFlowsResponse]
     """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
-    reached, one that is opened after the call began may be missing.
+    reached, one that is opened after the call began may be missing. With the kernel: the connections in it that have a guarded server
+    at one end, in no order; one between two servers is a flow of each.
     """
     WatchVerdicts: _grpc.UnaryStreamMultiCallable[_verdict_service_pb2.WatchVerdictsRequest, _verdict_service_pb2.WatchVerdictsResponse]
     """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
-    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED. With the kernel: its denials of real packets,
+    and if ALLOW is wanted what it lets open a connection (NEW), a tenth of a second late or so, among the verdicts on packets that
+    were asked about. ESTABLISHED, RELATED and ESSENTIAL it does not tell of: FAILED_PRECONDITION if they are asked for by reason.
     """
 
 @_typing.type_check_only
 class VerdictServiceAsyncStub(VerdictServiceStub):
-    """Asks an agent what becomes of packets. Served by the agent."""
+    """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.DecideRequest, _verdict_service_pb2.DecideResponse]  # type: ignore[assignment]
@@ -64,20 +79,30 @@ class VerdictServiceAsyncStub(VerdictServiceStub):
     time at which the agent reads it, and its packets in their order. Ask for the handles of servers first.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.ExplainRequest, _verdict_service_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
+    """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said. With the kernel: what that
+    would do, by the rules that it enforces and the connection in it that the packet belongs to, or that an ICMP error is about.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_verdict_service_pb2.GetStatsRequest, _verdict_service_pb2.GetStatsResponse]  # type: ignore[assignment]
-    """Answers the agent's figures."""
+    """Answers the agent's figures. With the kernel, its denials, and the packets for which it asked a rule, are counted in."""
     ListFlows: _aio.UnaryStreamMultiCallable[_verdict_service_pb2.ListFlowsRequest, _verdict_service_pb2.ListFlowsResponse]  # type: ignore[assignment]
     """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
-    reached, one that is opened after the call began may be missing.
+    reached, one that is opened after the call began may be missing. With the kernel: the connections in it that have a guarded server
+    at one end, in no order; one between two servers is a flow of each.
     """
     WatchVerdicts: _aio.UnaryStreamMultiCallable[_verdict_service_pb2.WatchVerdictsRequest, _verdict_service_pb2.WatchVerdictsResponse]  # type: ignore[assignment]
     """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
-    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+    slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED. With the kernel: its denials of real packets,
+    and if ALLOW is wanted what it lets open a connection (NEW), a tenth of a second late or so, among the verdicts on packets that
+    were asked about. ESTABLISHED, RELATED and ESSENTIAL it does not tell of: FAILED_PRECONDITION if they are asked for by reason.
     """
 
 class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Asks an agent what becomes of packets. Served by the agent."""
+    """Asks an agent what becomes of packets. Served by the agent.
+
+    An agent that enforces in the kernel (--enforce nftables) tells what the kernel makes of real packets: Explain, GetStats, ListFlows
+    and WatchVerdicts say below how. Decide and DecideStream judge what they are given by the agent's own flows, as ever. If the kernel
+    does not answer, the call ends with UNAVAILABLE.
+    """
 
     @_abc_1.abstractmethod
     def Decide(
@@ -103,7 +128,9 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _verdict_service_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_verdict_service_pb2.ExplainResponse, _abc.Awaitable[_verdict_service_pb2.ExplainResponse]]:
-        """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said."""
+        """Judges a packet, tracks nothing, and tells the grounds. Always equal to what Decide would have said. With the kernel: what that
+        would do, by the rules that it enforces and the connection in it that the packet belongs to, or that an ICMP error is about.
+        """
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -111,7 +138,7 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _verdict_service_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_verdict_service_pb2.GetStatsResponse, _abc.Awaitable[_verdict_service_pb2.GetStatsResponse]]:
-        """Answers the agent's figures."""
+        """Answers the agent's figures. With the kernel, its denials, and the packets for which it asked a rule, are counted in."""
 
     @_abc_1.abstractmethod
     def ListFlows(
@@ -120,7 +147,8 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verdict_service_pb2.ListFlowsResponse], _abc.AsyncIterator[_verdict_service_pb2.ListFlowsResponse]]:
         """Tells the flows that the agent tracks, server by server, and ends. Packets go on meanwhile: a flow is told as it is when it is
-        reached, one that is opened after the call began may be missing.
+        reached, one that is opened after the call began may be missing. With the kernel: the connections in it that have a guarded server
+        at one end, in no order; one between two servers is a flow of each.
         """
 
     @_abc_1.abstractmethod
@@ -130,7 +158,9 @@ class VerdictServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verdict_service_pb2.WatchVerdictsResponse], _abc.AsyncIterator[_verdict_service_pb2.WatchVerdictsResponse]]:
         """Tells verdicts as they are given, from now on, until the caller ends it. It never holds a packet up: what the caller is too
-        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED.
+        slow for is dropped and counted. At most 8 may watch at once, else RESOURCE_EXHAUSTED. With the kernel: its denials of real packets,
+        and if ALLOW is wanted what it lets open a connection (NEW), a tenth of a second late or so, among the verdicts on packets that
+        were asked about. ESTABLISHED, RELATED and ESSENTIAL it does not tell of: FAILED_PRECONDITION if they are asked for by reason.
         """
 
 def add_VerdictServiceServicer_to_server(servicer: VerdictServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

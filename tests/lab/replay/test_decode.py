@@ -25,7 +25,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from secgroups.agent.flow import Fragment, Packet, QuotedPacket, TcpFlags
-from secgroups.lab.replay.decode import UnknownLinkError, UnreadableError, open_frame, read_packet
+from secgroups.agent.wire import UnreadableError
+from secgroups.lab.replay.decode import UnknownLinkError, open_frame, read_packet
 
 ETHERNET, RAW, RAW_OF_LINUX, COOKED, COOKED2, BSD_LOOPBACK, IPV4, IPV6 = 1, 101, 12, 113, 276, 0, 228, 229
 SYN, ACK, PSH, FIN, RST = TcpFlags.SYN, TcpFlags.ACK, TcpFlags.PSH, TcpFlags.FIN, TcpFlags.RST

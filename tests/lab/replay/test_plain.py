@@ -17,9 +17,10 @@ from scapy.packet import Raw
 from scapy.utils import wrpcap
 
 from secgroups.agent.records import RECORD_BYTES, pack
+from secgroups.agent.wire import UnreadableError
 from secgroups.lab.replay import packing, plain, tally
 from secgroups.lab.replay.capture import Capture, Frame
-from secgroups.lab.replay.decode import UnreadableError, open_frame, read_packet
+from secgroups.lab.replay.decode import open_frame, read_packet
 from secgroups.lab.replay.placement import Placement, find_own_hardware
 from secgroups.lab.replay.plain import NOT_THE_SERVERS, PlainWriter
 from secgroups.lab.replay.report import write_json

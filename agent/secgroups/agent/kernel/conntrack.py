@@ -20,6 +20,7 @@ from secgroups.agent.kernel.netlink import (
     Message,
     attribute,
     messages,
+    nested,
     open_socket,
     request,
 )
@@ -68,8 +69,7 @@ def _clear_found(reader: socket.socket, writer: socket.socket, mask: int) -> int
 
 
 def _clear(writer: socket.socket, message: Message, told: dict[int, bytes], mask: int) -> None:
-    # Nested attributes have bit 15 set.
-    named = attribute(_TUPLE_ORIGINAL | 0x8000, told[_TUPLE_ORIGINAL])
+    named = nested(_TUPLE_ORIGINAL, told[_TUPLE_ORIGINAL])
     for kind in (_ID, _ZONE):
         if kind in told:
             named += attribute(kind, told[kind])

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from secgroups.agent.flow import ICMP, ICMPV6, Direction
 from secgroups.agent.kernel.boxes import NetworkBox, PortBox
+from secgroups.agent.kernel.denials import deny_judged
 from secgroups.agent.kernel.policy import VERSIONS, FamilyRules, SideRules
 from secgroups.agent.kernel.skeleton import (
     ADDRESS_TYPES,
-    DENY_JUDGED,
     ICMP_PROTOCOLS,
     IP,
     WITHOUT_CONNECTION,
@@ -63,7 +63,7 @@ def content(
             remotes = f"@{members[group_id][version]}" if group_id else ""
             for comment, expressions in _lookups(name, boxes, version, direction, remotes):
                 yield table.add_rule(chain, comment, *expressions, goto(pass_chain))
-        yield table.add_rule(chain, "nothing allows it", goto(DENY_JUDGED))
+        yield table.add_rule(chain, "nothing allows it", goto(deny_judged(direction)))
 
 
 def content_names(prefix: str, rules: SideRules) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from secgroups.agent.counters import RuleCount
 from secgroups.agent.flow import Reason
-from secgroups.agent.kernel.skeleton import REASONS
+from secgroups.agent.kernel.denials import REASONS
 
 _REASON_OF = {reason.name.lower(): reason for reason in REASONS}
 # (table, set or counter, element), and packets and bytes.
@@ -56,6 +56,20 @@ class KernelCounters:
             denied={reason: count for reason, count in self._denied.items() if count},
             rules={rule_id: count for rule_id, count in in_force.items() if count.packets},
         )
+
+    def begin(self, table: str) -> None:
+        """Note that all counters of ``table`` begin at zero now."""
+        self._seen = {key: shown for key, shown in self._seen.items() if key[0] != table}
+
+    def take_denials(self, table: str, shown: Mapping[str, int]) -> Mapping[Reason, int]:
+        """Return the packets denied by reason, after the named counters of ``table`` were found to show so many."""
+        for name, packets in shown.items():
+            if (reason := _REASON_OF.get(name)) is None:
+                continue
+            before, octets = self._seen.get((table, name, ""), (0, 0))
+            self._denied[reason] = self._denied.get(reason, 0) + (packets - before if packets >= before else packets)
+            self._seen[table, name, ""] = packets, octets
+        return {reason: count for reason, count in self._denied.items() if count}
 
 
 def _shown(listed: Iterable[Mapping[str, Any]]) -> Iterator[tuple[_Key, str, _Shown]]:

@@ -21,19 +21,23 @@ directions; what the rules in force allow passes, whatever its mark is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from secgroups.agent.errors import EnforcementError, ListingError
-from secgroups.agent.flow import Direction
+from secgroups.agent.flow import Direction, Reason
 from secgroups.agent.kernel.conntrack import clear_marks
+from secgroups.agent.kernel.counter_dump import read_counters
 from secgroups.agent.kernel.counters import KernelCounters, KernelCounts
+from secgroups.agent.kernel.denials import denials_told
 from secgroups.agent.kernel.nft import Nft
 from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler, Target
-from secgroups.agent.kernel.settings import KernelSettings
+from secgroups.agent.kernel.settings import KernelSettings, Told
 from secgroups.agent.kernel.skeleton import Features, hooks, skeleton
 from secgroups.agent.kernel.sole import Sole
 from secgroups.agent.kernel.statements import Table
@@ -56,6 +60,7 @@ class KernelEnforcer:
         self._settings = settings
         self._nft = nft or Nft()
         self._features = Features(marks=settings.marks, essential_services=settings.essential_services, ports=bool(settings.ports))
+        self._told = Told.NOTHING
         self._compiler = Compiler()
         self._counters = KernelCounters()
         self._changing = asyncio.Lock()
@@ -64,6 +69,7 @@ class KernelEnforcer:
         self._table: Table | None = None
         self._installed = Installed()
         self._wanted = Target()
+        self._wanted_ruleset = self._ruleset = Ruleset()
         self._watch = TableWatch(TABLE_PREFIX, self._nft.own_pids, self._note_change)
         self._touched = asyncio.Event()
         self._culprit = Culprit(0, "")
@@ -78,6 +84,16 @@ class KernelEnforcer:
     def revision(self) -> int:
         """The revision that the kernel enforces."""
         return self._installed.target.revision
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """What the kernel enforces, as far as this agent has told it to."""
+        return self._ruleset
+
+    @property
+    def settings(self) -> KernelSettings:
+        """What it was made with."""
+        return self._settings
 
     async def start(self, ruleset: Ruleset) -> None:
         """Enforce ``ruleset`` and watch over it from now on. EnforcementError if it can't be; what is there stays then.
@@ -101,7 +117,7 @@ class KernelEnforcer:
         """Enforce ``ruleset``. EnforcementError if it can't be: what was enforced before still is."""
         async with self._changing:
             before = self._wanted.shared
-            self._wanted = self._compiler.target(ruleset)
+            self._wanted, self._wanted_ruleset = self._compiler.target(ruleset), ruleset
             if ambiguous := self._wanted.shared - before:
                 log.error(
                     "kernel_addresses_shared", addresses=sorted(map(str, ambiguous)), consequence="nothing passes to or from them"
@@ -117,6 +133,28 @@ class KernelEnforcer:
         async with self._changing:
             listed = await self._nft.find_table(self._table.name) if self._table is not None else None
             return self._counters.take(listed or ())
+
+    def denied(self) -> Mapping[Reason, int]:
+        """Return how many packets the kernel has denied until now, by reason: a small part of ``counts``, and cheap.
+
+        What can't be read now counts the next time.
+        """
+        shown: dict[str, int] = {}
+        if self._table is not None:
+            with suppress(OSError):
+                shown = read_counters(self._table.name)
+        return self._counters.take_denials(self._table.name if self._table is not None else "", shown)
+
+    async def tell(self, told: Told) -> None:
+        """Have the kernel tell its log group of such packets from now on. EnforcementError if it can't; then all is as it was."""
+        async with self._changing:
+            if self._told is told:
+                return
+            log_group = self._settings.log_group if told >= Told.DENIALS else None
+            if self._table is not None:
+                openings = self._planner(self._table, told).openings_told(self._installed)
+                await self._nft.change([*denials_told(self._table, log_group), *openings])
+            self._told, self._features = told, replace(self._features, log_group=log_group)
 
     async def stop(self) -> None:
         """Leave the kernel as it is, enforcing, and end what goes on here."""
@@ -141,6 +179,7 @@ class KernelEnforcer:
             return
         plan = self._planner(self._table).change(self._installed, self._wanted)
         await self._carry_out(plan)
+        self._ruleset = self._wanted_ruleset
         if self._should_begin_again(plan.installed):
             await self._carry_out(self._planner(self._table).without_epochs(self._installed))
             self._run(self._give_epochs(self._table))
@@ -163,7 +202,8 @@ class KernelEnforcer:
         await self._nft.change([*table.remove(), *skeleton(table, self._features), *plan.prepare, *plan.flip])
         others = [command for other in TABLES if other != name for command in Table(other).remove()]
         await self._nft.change([*hooks(table), *others])
-        self._table, self._installed = table, plan.installed
+        self._table, self._installed, self._ruleset = table, plan.installed, self._wanted_ruleset
+        self._counters.begin(name)
         log.info("kernel_table_built", table=name, revision=self.revision, addresses=len(self._wanted.guarded))
         self._run(self._give_epochs(table))
 
@@ -234,8 +274,10 @@ class KernelEnforcer:
         wanted = [*skeleton(table, self._features), *self._planner(table).whole(self._installed), *hooks(table)]
         return differences(shape_of_commands(wanted), shape_of_listing(listed))
 
-    def _planner(self, table: Table) -> Planner:
-        return Planner(table, self._settings.marks, self._settings.ports)
+    def _planner(self, table: Table, told: Told | None = None) -> Planner:
+        """Return the planner of ``table``, for another ``told`` than that of now if it is given."""
+        openings_to = self._settings.log_group if (self._told if told is None else told) >= Told.OPENINGS else None
+        return Planner(table, self._settings.marks, self._settings.ports, openings_to)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -17,7 +17,8 @@ _HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
-# NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+_NESTED = 0x8000
+# Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 _TYPE_MASK = 0x3FFF
 
 
@@ -35,15 +36,22 @@ class Message:
 
     def attributes(self) -> dict[int, bytes]:
         """Return the attributes behind the nfgenmsg header, nested ones as bytes."""
-        found = {}
-        at = _NFGENMSG.size
-        while at + _ATTRIBUTE.size <= len(self.body):
-            length, kind = _ATTRIBUTE.unpack_from(self.body, at)
-            if length < _ATTRIBUTE.size:
-                break
-            found[kind & _TYPE_MASK] = self.body[at + _ATTRIBUTE.size : at + length]
-            at += (length + 3) & ~3
-        return found
+        return attributes_in(self.body, _NFGENMSG.size)
+
+
+def attributes_in(data: bytes, start: int = 0) -> dict[int, bytes]:
+    """Return the attributes that a nested one holds, or a message from ``start`` on."""
+    found = {}
+    # A dump has a million of them: what is looked up here is looked up once.
+    unpack, header_bytes = _ATTRIBUTE.unpack_from, _ATTRIBUTE.size
+    at, end = start, len(data) - header_bytes
+    while at <= end:
+        length, kind = unpack(data, at)
+        if length < header_bytes:
+            break
+        found[kind & _TYPE_MASK] = data[at + header_bytes : at + length]
+        at += (length + 3) & ~3
+    return found
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -51,9 +59,14 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
-def request(kind: int, flags: int, sequence: int, family: int, attributes: bytes = b"") -> bytes:
-    """Return a request to a netfilter subsystem."""
-    body = _NFGENMSG.pack(family, 0, 0) + attributes
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """Return an attribute that holds others."""
+    return attribute(kind | _NESTED, b"".join(attributes))
+
+
+def request(kind: int, flags: int, sequence: int, family: int, attributes: bytes = b"", *, resource: int = 0) -> bytes:
+    """Return a request to a netfilter subsystem; ``resource`` is what some of them number, such as a log group."""
+    body = _NFGENMSG.pack(family, 0, socket.htons(resource)) + attributes
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, sequence, 0) + body
 
 

@@ -10,7 +10,7 @@ Each side of a policy has a number P, and with each change of its rules a conten
 
     egress-P        epoch is current ─► accept;  otherwise ─► egress-P.N-4 or -6          stable, its rules are written anew
     egress-P-pass   stamp the epoch, accept                                               stable, its rules are written anew
-    egress-P.N-4    checks, look-ups ─► egress-P-pass;  none found ─► deny-judged         never changed, replaced by P.N+1
+    egress-P.N-4    checks, look-ups ─► egress-P-pass;  none found ─► deny-egress-judged  never changed, replaced by P.N+1
 
 A side gets a new epoch when something may no longer be allowed: its rules change or a remote group loses a member. A member that
 joins needs none: what was allowed stays so, and what was not has no epoch that is current.
@@ -24,10 +24,12 @@ from typing import Any
 
 from secgroups.agent.flow import Direction, Reason
 from secgroups.agent.kernel.content import content, content_names
+from secgroups.agent.kernel.denials import deny
+from secgroups.agent.kernel.log_prefix import Way, log_prefix
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.policy import VERSIONS, PolicyKey, SideKey, SideRules, Target, of_version
-from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, CONFIRMED, deny
-from secgroups.agent.kernel.statements import ACCEPT, Command, Table, bits, ct, goto, key_of, match, meta, set_mark
+from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, UNCONFIRMED, WITHOUT_CONNECTION
+from secgroups.agent.kernel.statements import ACCEPT, CONFIRMED, Command, Table, bits, ct, goto, key_of, log, match, meta, set_mark
 
 PACKED_BYTES = {4: 4, 6: 16}
 # The elements of a set are a frozenset, those of a verdict map a dict to the chain they go to.
@@ -91,11 +93,12 @@ class Plan:
 class Planner:
     """Plans for one table."""
 
-    def __init__(self, table: Table, marks: MarkLayout, ports: Mapping[str, str]) -> None:
-        """``ports`` gives the interface by server."""
+    def __init__(self, table: Table, marks: MarkLayout, ports: Mapping[str, str], openings_to: int | None = None) -> None:
+        """``ports`` gives the interface by server, ``openings_to`` the log group that is told what opens a connection."""
         self._table = table
         self._marks = marks
         self._ports = ports
+        self._openings_to = openings_to
 
     def change(self, installed: Installed, target: Target) -> Plan:
         """Return what makes ``installed`` enforce ``target``."""
@@ -136,6 +139,12 @@ class Planner:
             *self._new_sides(nothing, installed),
             *self._element_changes(nothing.elements, installed.elements),
         ]
+
+    def openings_told(self, installed: Installed) -> Iterator[Command]:
+        """Yield the commands after which what is installed tells of openings as this planner does."""
+        for side in installed.sides.values():
+            yield self._table.flush_chain(side.pass_chain)
+            yield from self._pass_rules(side)
 
     def without_epochs(self, installed: Installed) -> Plan:
         """Return what has every packet judged by the rules, and no connection stamped."""
@@ -275,6 +284,10 @@ class Planner:
         yield self._table.add_rule(side.chain, "judge", goto(f"{side.content_prefix}-6"))
 
     def _pass_rules(self, side: Side) -> Iterator[Command]:
+        if self._openings_to is not None:
+            for what, way in ((UNCONFIRMED, Way.OPENER), (WITHOUT_CONNECTION, Way.ALONE)):
+                told = log(log_prefix(side.direction, Reason.NEW, way), self._openings_to)
+                yield self._table.add_rule(side.pass_chain, "new, told", what, told)
         if side.epoch:
             field = self._marks.field(side.direction)
             yield self._table.add_rule(side.pass_chain, "allowed", set_mark(field.mask, field.value(side.epoch)), ACCEPT)
@@ -326,7 +339,7 @@ def _moved(old: frozenset[bytes], new: frozenset[bytes]) -> Moved:
 
 
 def _chain_for(policy: PolicyKey | None, direction: Direction, sides: Mapping[SideKey, Side]) -> str:
-    return deny(Reason.NO_RULESET) if policy is None else sides[SideKey(policy, direction)].chain
+    return deny(Reason.NO_RULESET, direction) if policy is None else sides[SideKey(policy, direction)].chain
 
 
 def _difference(old: Elements, new: Elements) -> tuple[list[Any], list[Any]]:

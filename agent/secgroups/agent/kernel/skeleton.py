@@ -18,10 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secgroups.agent.flow import Direction, Reason
+from secgroups.agent.kernel.denials import denials, deny
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.statements import (
     ACCEPT,
-    DROP,
+    CONFIRMED,
     RETURN,
     Command,
     Expression,
@@ -29,7 +30,6 @@ from secgroups.agent.kernel.statements import (
     Table,
     bits,
     concat,
-    count,
     ct,
     goto,
     header,
@@ -46,25 +46,10 @@ ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 IP = {4: "ip", 6: "ip6"}
 FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
 
-# Reasons that this backend gives; each has a chain deny-REASON and a counter REASON.
-REASONS = (
-    Reason.UNKNOWN_SERVER,
-    Reason.NO_RULESET,
-    Reason.INVALID_PACKET,
-    Reason.ROGUE_SERVICE,
-    Reason.SPOOFED_SOURCE,
-    Reason.NOT_LOCAL,
-    Reason.INVALID_STATE,
-    Reason.NO_RULE,
-    Reason.REVOKED,
-)
-DENY_JUDGED = "deny-judged"
-
 ICMP_PROTOCOLS = one_of(1, 58)
 WITHOUT_CONNECTION = match(ct("state"), ["invalid", "untracked"], "in")
 _RELATED_ERROR = (match(ct("state"), "related", "in"), match(meta("l4proto"), ICMP_PROTOCOLS))
-CONFIRMED = match(ct("status"), "confirmed", "in")
-_UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
+UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
 
 _UNSPECIFIED = "0.0.0.0"  # noqa: S104 - not bound to, matched
 _SOURCES_OF_NOTHING = {
@@ -101,16 +86,15 @@ _ICMP_REPLIES = {4: one_of(0, 14, 16, 18), 6: one_of(129, 140)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What the shared chains are made for; ``ports`` says that servers are found by interface as well as by address."""
+    """What the shared chains are made for; ``ports`` says that servers are found by interface as well as by address.
+
+    ``log_group`` is where denials are told while somebody watches them, None while nobody does.
+    """
 
     marks: MarkLayout
     essential_services: bool = True
     ports: bool = False
-
-
-def deny(reason: Reason) -> str:
-    """Return the chain that drops and counts for ``reason``."""
-    return f"deny-{reason.name.lower()}"
+    log_group: int | None = None
 
 
 def opening(direction: Direction) -> str:
@@ -138,12 +122,13 @@ def skeleton(table: Table, features: Features) -> list[Command]:
     commands = [table.add()]
     for name, types in set_types().items():
         commands.append(table.add_verdict_map(name, types) if is_verdict_map(name) else table.add_set(name, types))
-    commands += _denials(table)
-    for chain in ("opener", "answerer", "reverse-path", "rogue", "related", "port-source", "port-destination", "impossible"):
+    commands += denials(table, features.log_group)
+    for chain in ("opener", "answerer", "reverse-path", "rogue", "related", "port-source", "port-destination"):
         commands.append(table.add_chain(chain))
     for direction in Direction:
-        commands += [table.add_chain(opening(direction)), table.add_chain(_stateless(direction))]
-    commands += _impossible(table) + _rogue(table, features) + _related(table) + _reverse_path(table)
+        commands += [table.add_chain(name) for name in (opening(direction), _stateless(direction), _impossible_chain(direction))]
+        commands += _impossible(table, direction)
+    commands += _rogue(table, features) + _related(table) + _reverse_path(table)
     commands += _port_source(table, features) + _port_destination(table, features)
     commands += _opener(table, features) + _answerer(table, features)
     for direction in Direction:
@@ -173,22 +158,12 @@ def _stateless(direction: Direction) -> str:
     return f"stateless-{direction.name.lower()}"
 
 
-def _denials(table: Table) -> list[Command]:
-    commands = []
-    for reason in REASONS:
-        counter, chain = reason.name.lower(), deny(reason)
-        commands += [table.add_counter(counter), table.add_chain(chain)]
-        commands.append(table.add_rule(chain, reason.name, count(counter), DROP))
-    commands += [
-        table.add_chain(DENY_JUDGED),
-        table.add_rule(DENY_JUDGED, "a connection that was allowed before", CONFIRMED, goto(deny(Reason.REVOKED))),
-        table.add_rule(DENY_JUDGED, "no rule allows it", goto(deny(Reason.NO_RULE))),
-    ]
-    return commands
+def _impossible_chain(direction: Direction) -> str:
+    return f"impossible-{direction.name.lower()}"
 
 
-def _impossible(table: Table) -> list[Command]:
-    refused = goto(deny(Reason.INVALID_PACKET))
+def _impossible(table: Table, direction: Direction) -> list[Command]:
+    refused = goto(deny(Reason.INVALID_PACKET, direction))
     ported = match(meta("l4proto"), one_of(6, 17, 132))
     rules: list[tuple[str, tuple[Expression, ...]]] = [
         ("source port 0", (ported, match(header("th", "sport"), 0), refused)),
@@ -199,11 +174,11 @@ def _impossible(table: Table) -> list[Command]:
         ("nothing comes from there", (match(header("ip6", "saddr"), _SOURCES_OF_NOTHING[6]), refused)),
         ("IPv4-mapped", (match(header("ip6", "daddr"), _MAPPED), refused)),
     ]
-    return [table.add_rule("impossible", comment, *expressions) for comment, expressions in rules]
+    return [table.add_rule(_impossible_chain(direction), comment, *expressions) for comment, expressions in rules]
 
 
 def _rogue(table: Table, features: Features) -> list[Command]:
-    refused = goto(deny(Reason.ROGUE_SERVICE))
+    refused = goto(deny(Reason.ROGUE_SERVICE, Direction.EGRESS))
     commands = [
         table.add_rule("rogue", "from a server", match(header(IP[version], "saddr"), f"@servers{version}"), refused)
         for version in IP
@@ -225,7 +200,7 @@ def _related(table: Table) -> list[Command]:
                     match(header(ip, "saddr"), f"@servers{version}"),
                     match(ct("direction"), way),
                     match(concat(header(ip, "saddr"), ct(f"{ip} saddr", end)), f"@pairs{version}", "!="),
-                    goto(deny(Reason.INVALID_STATE)),
+                    goto(deny(Reason.INVALID_STATE, Direction.EGRESS)),
                 )
             )
     return commands
@@ -239,7 +214,7 @@ def _reverse_path(table: Table) -> list[Command]:
             "not where this host would send its answers",
             match(header(IP[version], "saddr"), f"@servers{version}"),
             no_way_back,
-            goto(deny(Reason.SPOOFED_SOURCE)),
+            goto(deny(Reason.SPOOFED_SOURCE, Direction.EGRESS)),
         )
         for version in IP
     ]
@@ -252,7 +227,7 @@ def _port_source(table: Table, features: Features) -> list[Command]:
             chain,
             "its server is not known",
             match(meta("iifname"), "@known_ports", "!="),
-            goto(deny(Reason.UNKNOWN_SERVER)),
+            goto(deny(Reason.UNKNOWN_SERVER, Direction.EGRESS)),
         )
     ]
     for version, ip in IP.items():
@@ -266,7 +241,7 @@ def _port_source(table: Table, features: Features) -> list[Command]:
             table.add_rule(chain, "DHCPv6 client", link_local, *_udp(*_DHCP[6]), ACCEPT),
             table.add_rule(chain, "neighbour discovery", link_local, neighbours, ACCEPT),
         ]
-    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.SPOOFED_SOURCE))))
+    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.SPOOFED_SOURCE, Direction.EGRESS))))
     return commands
 
 
@@ -277,7 +252,7 @@ def _port_destination(table: Table, features: Features) -> list[Command]:
             chain,
             "its server is not known",
             match(meta("oifname"), "@known_ports", "!="),
-            goto(deny(Reason.UNKNOWN_SERVER)),
+            goto(deny(Reason.UNKNOWN_SERVER, Direction.INGRESS)),
         )
     ]
     for version, ip in IP.items():
@@ -292,7 +267,7 @@ def _port_destination(table: Table, features: Features) -> list[Command]:
         ]
     for version, ip in IP.items():
         commands.append(table.add_rule(chain, "for many", match(header(ip, "daddr"), _FOR_MANY[version]), RETURN))
-    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.NOT_LOCAL))))
+    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.NOT_LOCAL, Direction.INGRESS))))
     return commands
 
 
@@ -307,7 +282,7 @@ def _opener(table: Table, features: Features) -> list[Command]:
     inherited = match(bits(ct("mark"), mask), 0, "!=")
     commands = [
         # A connection that another one announced (FTP) is born with the mark of that one.
-        table.add_rule(chain, "a new connection was never judged", _UNCONFIRMED, inherited, set_mark(mask, 0)),
+        table.add_rule(chain, "a new connection was never judged", UNCONFIRMED, inherited, set_mark(mask, 0)),
         table.add_rule(
             chain,
             "DHCP servers",
@@ -377,17 +352,17 @@ def _opening(table: Table, features: Features, direction: Direction) -> list[Com
     return [
         *commands,
         table.add_rule(chain, "a connection that was allowed before", CONFIRMED, RETURN),
-        table.add_rule(chain, "TCP in mid-stream", match(flags, "syn", "!="), goto(deny(Reason.INVALID_STATE))),
-        table.add_rule(chain, "no such packet", jump("impossible")),
+        table.add_rule(chain, "TCP in mid-stream", match(flags, "syn", "!="), goto(deny(Reason.INVALID_STATE, direction))),
+        table.add_rule(chain, "no such packet", jump(_impossible_chain(direction))),
     ]
 
 
 def _without_connection(table: Table, features: Features, direction: Direction) -> list[Command]:
     chain = _stateless(direction)
-    refused = goto(deny(Reason.INVALID_STATE))
+    refused = goto(deny(Reason.INVALID_STATE, direction))
     commands = [
         table.add_rule(chain, "only ICMP goes without", match(meta("l4proto"), ICMP_PROTOCOLS, "!="), refused),
-        table.add_rule(chain, "no such packet", jump("impossible")),
+        table.add_rule(chain, "no such packet", jump(_impossible_chain(direction))),
     ]
     if features.essential_services:
         neighbours = match(header("icmpv6", "type"), _NEIGHBOURS[direction])
@@ -400,6 +375,6 @@ def _without_connection(table: Table, features: Features, direction: Direction) 
         commands += [
             table.add_rule(chain, "an answer to nothing", match(kind, _ICMP_REPLIES[version]), refused),
             table.add_rule(chain, "an error that quotes a packet", errors, quotes, RETURN),
-            table.add_rule(chain, "an error about nothing", errors, goto(deny(Reason.INVALID_PACKET))),
+            table.add_rule(chain, "an error about nothing", errors, goto(deny(Reason.INVALID_PACKET, direction))),
         ]
     return commands

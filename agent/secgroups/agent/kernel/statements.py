@@ -69,6 +69,11 @@ def count(counter: str) -> Expression:
     return {"counter": counter}
 
 
+def log(prefix: str, group: int) -> Expression:
+    """Tell the packet to the program that listens to the nflog ``group``, if there is one."""
+    return {"log": {"prefix": prefix, "group": group}}
+
+
 def key_of(value: Json) -> Json:
     """Return an element's key: an address, packed or not, a name, or a tuple of those for a concatenation."""
     if isinstance(value, tuple):
@@ -93,6 +98,9 @@ def box_element(made: PortBox | NetworkBox) -> Json:
 
 def _range(of: Range) -> Json:
     return of[0] if of[0] == of[1] else {"range": list(of)}
+
+
+CONFIRMED = match(ct("status"), "confirmed", "in")
 
 
 class Table:

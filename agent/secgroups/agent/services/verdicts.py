@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from secgroups.agent.convert import held_back_message
 from secgroups.agent.errors import EnforcementError, PacketError
 from secgroups.agent.figures import stats_of
 from secgroups.agent.kernel.counters import KernelCounts
+from secgroups.agent.kernel.explain import explain_in_kernel
+from secgroups.agent.kernel.flows import KernelFlows
+from secgroups.agent.kernel.taps import KernelTaps
 from secgroups.agent.packets import explanation_message, packet_of
 from secgroups.agent.services.decide_stream import DecideStream
-from secgroups.agent.services.flows import list_flows
+from secgroups.agent.services.flows import list_flows, tracked_by
 from secgroups.agent.services.refusals import refuse
 from secgroups.agent.services.watch import Watches
 from secgroups.v1 import types_pb2 as types
@@ -49,11 +53,23 @@ class Verdicts(VerdictServiceServicer):
         self._subscription = subscription
         self._clock = clock
         self._kernel = kernel
-        self._watches = Watches(firewall, clock)
+        self._kernel_flows = (
+            KernelFlows(lambda: kernel.ruleset, essential=kernel.settings.essential_services, clock=clock)
+            if kernel is not None
+            else None
+        )
+        flows = self._kernel_flows
+        self._kernel_taps = KernelTaps(kernel, lambda: flows.guards, clock) if kernel is not None and flows is not None else None
+        self._watches = Watches(firewall, clock, kernel=self._kernel_taps)
 
     def stop(self) -> None:
         """End the calls that would go on for ever."""
         self._watches.stop()
+
+    async def close(self) -> None:
+        """Give back what calls have taken, once all have ended."""
+        if self._kernel_taps is not None:
+            await self._kernel_taps.close()
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
@@ -84,16 +100,23 @@ class Verdicts(VerdictServiceServicer):
     async def Explain(
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[pb.ExplainRequest, pb.ExplainResponse]
     ) -> pb.ExplainResponse:
-        """Judge and say why."""
+        """Judge and say why: as the kernel does with its connections, if it enforces."""
         packet = await _packet(request.packet, context)
-        return explanation_message(self._firewall.explain(packet, self._clock()), self._firewall.ruleset)
+        if self._kernel is None or self._kernel_flows is None:
+            return explanation_message(self._firewall.explain(packet, self._clock()), self._firewall.ruleset)
+        try:
+            explanation = explain_in_kernel(packet, self._kernel.ruleset, self._kernel_flows, self._clock())
+        except EnforcementError as error:
+            await refuse(context, error)
+        return explanation_message(explanation, self._kernel.ruleset)
 
     async def GetStats(
         self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.GetStatsResponse]
     ) -> pb.GetStatsResponse:
-        """Answer the figures of this moment; those of the kernel count in."""
+        """Answer the figures of this moment: what the kernel has denied counts in, and flows are its, if it enforces."""
         try:
             counts = await self._kernel.counts() if self._kernel is not None else KernelCounts()
+            flows = await self._kernel_flows.count() if self._kernel_flows is not None else None
         except EnforcementError as error:
             await refuse(context, error)
         now_ns = self._clock()
@@ -106,9 +129,9 @@ class Verdicts(VerdictServiceServicer):
             servers=stats.servers,
             groups=stats.groups,
             sets=stats.sets,
-            flows=stats.flows,
-            flows_max=stats.flows_max,
-            flows_by_state=stats.flows_by_state,
+            flows=stats.flows if flows is None else sum(flows.by_state.values()),
+            flows_max=stats.flows_max if flows is None else flows.flows_max,
+            flows_by_state=stats.flows_by_state if flows is None else flows.by_state,
             verdicts={f"REASON_{reason.name}": count for reason, count in verdicts.items()},
             rules=_rule_counters(self._firewall.rule_counts(), counts.rules),
             evicted=stats.evicted,
@@ -124,8 +147,10 @@ class Verdicts(VerdictServiceServicer):
     async def ListFlows(
         self, request: pb.ListFlowsRequest, context: grpc.aio.ServicerContext[pb.ListFlowsRequest, pb.ListFlowsResponse]
     ) -> AsyncIterator[pb.ListFlowsResponse]:
-        """Tell the flows of this moment."""
-        async for response in list_flows(self._firewall, self._clock, request, context):
+        """Tell the flows of this moment: the kernel's, if it enforces."""
+        flows = self._kernel_flows
+        source = flows.live if flows is not None else partial(tracked_by, self._firewall, self._clock)
+        async for response in list_flows(source, self._clock, request, context):
             yield response
 
     async def WatchVerdicts(

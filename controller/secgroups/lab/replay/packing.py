@@ -10,8 +10,9 @@ from operator import lt
 
 from secgroups.agent.flow import Address, Packet
 from secgroups.agent.records import QUOTE_BYTES, RECORD_BYTES, pack, unpack
+from secgroups.agent.wire import UnreadableError
 from secgroups.lab.replay.capture import Capture, RawFrame
-from secgroups.lab.replay.decode import UnreadableError, open_frame, read_packet
+from secgroups.lab.replay.decode import open_frame, read_packet
 from secgroups.lab.replay.placement import Placement
 from secgroups.lab.replay.plain import Lane, PlainWriter
 

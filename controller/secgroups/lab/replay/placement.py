@@ -8,8 +8,9 @@ from ipaddress import IPv4Address
 from dpkt import pcap
 
 from secgroups.agent.flow import Address, Direction, Packet
+from secgroups.agent.wire import UnreadableError
 from secgroups.lab.replay.capture import RawFrame
-from secgroups.lab.replay.decode import BARE_LINKS, IPV4_KIND, IPV6_KIND, Opened, UnreadableError, open_frame, read_packet
+from secgroups.lab.replay.decode import BARE_LINKS, IPV4_KIND, IPV6_KIND, Opened, open_frame, read_packet
 
 # A capture with more senders than this on its links teaches nothing about hardware addresses beyond the first ones.
 HARDWARE_MAX = 65_536
