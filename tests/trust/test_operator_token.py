@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ def lost(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
     made.stop()
+
+
+NOBODY = 65_534
 
 
 def reset(*arguments: str, status: int = 0) -> str:
@@ -61,6 +65,19 @@ def test_a_new_one_is_made_and_the_old_one_is_revoked(lost: Site) -> None:
         )(None, metadata=bearer(other), timeout=TIMEOUT_S)
     assert b"reset-operator-token" in trail
     assert other_id.encode() in trail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that are another's")
+def test_what_root_makes_is_given_to_the_owner_of_the_folder(lost: Site) -> None:
+    folder = lost.stack.trust_folder.parent
+    lost.controller.stop()
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    (folder / "secgroups.db.lock").unlink(missing_ok=True)
+    reset("--data-dir", str(folder))
+    assert {path.name: path.stat().st_uid for path in folder.rglob("*") if path.stat().st_uid != NOBODY} == {}
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secgroups.controller.errors import ConfigError
-from secgroups.controller.limits import LIMIT_MAX, LIMIT_MIN, LIMIT_NAMES, Limits
+from secgroups.controller.limits import LIMIT_MAX, LIMIT_MIN, LIMIT_NAMES, Limits, limit_max
 from secgroups.controller.stream_settings import StreamSettings
 
 ENVIRONMENT_PREFIX = "SECGROUPS_CONTROLLER_"
@@ -84,8 +84,9 @@ class ControllerConfig:
             raise ConfigError(f"drain_s is {self.drain_s:g}, must be 0 to {DRAIN_MAX_S:g}")
         for name in ("calls_max", "connections_max", "calls_per_s", "streams_per_principal", "watchers_max", *LIMIT_NAMES):
             value = getattr(self, name)
-            if not LIMIT_MIN <= value <= LIMIT_MAX:
-                raise ConfigError(f"{name} is {value}, must be {LIMIT_MIN} to {LIMIT_MAX}")
+            most = limit_max(name) if name in LIMIT_NAMES else LIMIT_MAX
+            if not LIMIT_MIN <= value <= most:
+                raise ConfigError(f"{name} is {value}, must be {LIMIT_MIN} to {most}")
         StreamSettings(heartbeat_s=self.heartbeat_s)
 
     def limits(self) -> Limits:

@@ -9,6 +9,8 @@ from secgroups.controller.errors import InvalidError
 
 LIMIT_MIN = 1
 LIMIT_MAX = 1_000_000
+# Agents are told a group in one message, which has to stay far below the 64 MiB that they take.
+RULES_PER_GROUP_MAX = 100_000
 # Projects whose limits are overridden.
 OVERRIDDEN_PROJECTS_MAX = 100_000
 
@@ -29,7 +31,7 @@ LIMIT_NAMES = tuple(each.name for each in fields(Limits))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOverrides:
-    """What counts for a project in place of defaults: None where the default does. InvalidError beyond 1 to 1,000,000."""
+    """What counts for a project in place of defaults: None where the default does. InvalidError beyond ``limit_max``."""
 
     project: str
     updated_us: int
@@ -42,7 +44,7 @@ class LimitOverrides:
 
     def __post_init__(self) -> None:
         for name, most in self.values.items():
-            check_limit_value(most, name)
+            check_limit_value(name, most, name)
 
     @property
     def values(self) -> Mapping[str, int]:
@@ -55,8 +57,13 @@ class LimitOverrides:
         return replace(defaults, **self.values)
 
 
-def check_limit_value(most: int, field: str) -> int:
+def limit_max(name: str) -> int:
+    """Return the largest value that a limit may have."""
+    return RULES_PER_GROUP_MAX if name == "rules_per_group" else LIMIT_MAX
+
+
+def check_limit_value(name: str, most: int, field: str) -> int:
     """Return the value of a limit. InvalidError for ``field`` if it is out of bounds."""
-    if not LIMIT_MIN <= most <= LIMIT_MAX:
-        raise InvalidError(field, f"is {most}, must be {LIMIT_MIN} to {LIMIT_MAX}, or left out for the default")
+    if not LIMIT_MIN <= most <= limit_max(name):
+        raise InvalidError(field, f"is {most}, {name} must be {LIMIT_MIN} to {limit_max(name)}, or left out for the default")
     return most

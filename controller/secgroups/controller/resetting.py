@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,15 +46,20 @@ def reset_operator_token(arguments: Sequence[str]) -> str:
     set_up_logs("error")
     try:
         count = asyncio.run(_reset(folder, path))
-        if os.geteuid() == 0:
-            # Else the controller, which is somebody else, could not write it the next time.
-            owner = folder.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+        _give_to_owner(folder, [path, *folder.glob(f"{DATABASE}*")])
     except (StoreUnavailableError, LimitError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        raise ConfigError(f"operator token {path} can't be given to the owner of {folder}: {error.strerror}") from None
+        raise ConfigError(f"{error.filename} can't be given to the owner of {folder}: {error.strerror}") from None
     return f"the operator's token is in {path}; tokens revoked in its place: {count}"
+
+
+def _give_to_owner(folder: Path, made: Iterable[Path]) -> None:
+    """Give what root may have made to the owner of ``folder``: the controller, which is somebody else, has to write it."""
+    owner = folder.stat()
+    if os.geteuid() == 0 != owner.st_uid:
+        for path in made:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 async def _reset(folder: Path, path: Path) -> int:

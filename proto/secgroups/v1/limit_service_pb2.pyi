@@ -102,7 +102,7 @@ class LimitOverride(_message.Message):
     kind: Global___LimitKind.ValueType
     """Of which limit."""
     most: _builtins.int
-    """The most allowed, 1 to 1,000,000."""
+    """The most allowed."""
     def __init__(
         self,
         *,
@@ -254,7 +254,7 @@ class LimitChange(_message.Message):
     kind: Global___LimitKind.ValueType
     """Which."""
     most: _builtins.int
-    """The most allowed from now on, 1 to 1,000,000; not set: the default."""
+    """The most allowed from now on, 1 to 1,000,000 (rules of a group: 100,000); not set: the default."""
     def __init__(
         self,
         *,

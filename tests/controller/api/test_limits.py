@@ -130,7 +130,8 @@ def test_a_trial_changes_nothing_and_a_repeated_request_has_the_same_answer(api:
         ("changes[0].kind", [{"kind": 99, "most": 1}]),
         ("changes[1].kind", [{"kind": RULES, "most": 1}, {"kind": RULES}]),
         ("changes[0].most", [{"kind": RULES, "most": 0}]),
-        ("changes[0].most", [{"kind": RULES, "most": 1_000_001}]),
+        ("changes[0].most", [{"kind": RULES, "most": 100_001}]),
+        ("changes[0].most", [{"kind": SERVERS, "most": 1_000_001}]),
         ("changes", [{"kind": RULES, "most": 1}] * 6),
     ],
     ids=str,
@@ -138,6 +139,11 @@ def test_a_trial_changes_nothing_and_a_repeated_request_has_the_same_answer(api:
 def test_what_is_no_limit_is_refused_with_its_field(api: Api, field: str, changes: list[dict[str, int]]) -> None:
     refused = api.refused("UpdateLimits", changes=changes)
     assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", [field])
+
+
+def test_the_largest_values_are_taken(api: Api) -> None:
+    answer = set_limits(api, {kind: 100_000 if kind == RULES else 1_000_000 for kind in ALL})
+    assert [limit.most for limit in answer.limits.limits] == [1_000_000, 100_000, 1_000_000, 1_000_000, 1_000_000]
 
 
 def test_projects_with_limits_of_their_own_are_listed_page_by_page(api: Api, other: Api) -> None:

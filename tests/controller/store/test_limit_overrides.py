@@ -52,5 +52,6 @@ def test_a_value_that_is_out_of_bounds_is_found_at_the_start(tmp_path: Path) -> 
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO limit_overrides (project, updated_us, revision, rules_per_group) VALUES ('p', 0, 0, 0)")
         connection.commit()
-    with closing(SqliteStore(path, durable=False)) as store, pytest.raises(StoreFileError, match="p: rules_per_group: is 0"):
+    said = "p: rules_per_group: is 0, rules_per_group must be"
+    with closing(SqliteStore(path, durable=False)) as store, pytest.raises(StoreFileError, match=said):
         store.load()

@@ -47,7 +47,9 @@ def enroll(settings: Settings, agent_id: str, folder: Path) -> None:
         ("agent-key.pem", key_pem),
         ("agent.pem", made.certificate_pem),
     ):
-        write_private(folder / name, text)
+        # An earlier controller does not tell of its authority.
+        if text:
+            write_private(folder / name, text)
     click.echo(f"agent {agent_id} enrolled until {time_text(made.expires)}; certificate and key are in {folder}")
 
 

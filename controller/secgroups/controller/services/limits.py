@@ -111,5 +111,5 @@ def _changes_of(request: pb.UpdateLimitsRequest) -> Mapping[str, int | None]:
             raise InvalidError(f"changes[{index}].kind", f"must be one of {known}")
         if name in wanted:
             raise InvalidError(f"changes[{index}].kind", f"{name} stands twice")
-        wanted[name] = check_limit_value(change.most, f"changes[{index}].most") if change.HasField("most") else None
+        wanted[name] = check_limit_value(name, change.most, f"changes[{index}].most") if change.HasField("most") else None
     return wanted
