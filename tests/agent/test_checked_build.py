@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # What asks the engine; the long ones of test_properties are left out.
 TESTS = (
     "apply bounds decide_many differential explain flow_file flow_file_damage flows found_by_lives fragments full_table hammer "
-    "live long_life related restart revocation rule_lives rules screening tap tcp"
+    "live long_life related restart revocation rule_lives rules rules_in_bulk screening tap tcp"
 )
 BUILD_LIMIT_S, RUN_LIMIT_S = 300, 600
 

@@ -47,11 +47,11 @@ cdef inline uint32_t find_bundle(const Engine *engine, uint64_t key) noexcept no
     return NIL
 
 
-cdef inline bint is_in_hull(const IndexWord *word, const Opening *opening) noexcept nogil:
+cdef inline bint is_in_hull(const Hull *hull, const Opening *opening) noexcept nogil:
     if opening.protocol == TCP:
-        return word.hull[0] <= opening.port <= word.hull[1]
+        return hull.tcp_first <= opening.port <= hull.tcp_last
     if opening.protocol == UDP:
-        return word.hull[2] <= opening.port <= word.hull[3]
+        return hull.udp_first <= opening.port <= hull.udp_last
     return True
 
 
@@ -62,30 +62,36 @@ cdef inline uint32_t find_bundle_for(const Engine *engine, uint64_t key, const O
     if not may_have(&engine.bundle_index, hashed):
         return NIL
     while words[at].number != NIL:
-        if words[at].hash == hashed and is_in_hull(&words[at], opening) and engine.bundles[words[at].number].key == key:
+        if words[at].hash == hashed and is_in_hull(&words[at].hull, opening) and engine.bundles[words[at].number].key == key:
             return words[at].number
         at = (at + 1) & engine.bundle_index.mask
     return NIL
 
 
-cdef inline void set_hull(uint16_t *hull, const Bundle *bundle, const Ranges *ranges) noexcept nogil:
+cdef inline Hull hull_of(const Bundle *bundle) noexcept nogil:
+    cdef Hull hull
+    hull.tcp_first = hull.udp_first = 0xFFFF
+    hull.tcp_last = hull.udp_last = 0
+    if bundle.tcp.count:
+        hull.tcp_first, hull.tcp_last = bundle.tcp.held[0].first, bundle.tcp.held[bundle.tcp.count - 1].last
+    if bundle.udp.count:
+        hull.udp_first, hull.udp_last = bundle.udp.held[0].first, bundle.udp.held[bundle.udp.count - 1].last
     if bundle.any_protocol:
-        hull[0], hull[1] = 0, 0xFFFF
-    elif ranges.count:
-        hull[0], hull[1] = ranges.held[0].first, ranges.held[ranges.count - 1].last
-    else:
-        hull[0], hull[1] = 0xFFFF, 0
+        hull.tcp_first = hull.udp_first = 0
+        hull.tcp_last = hull.udp_last = 0xFFFF
+    return hull
 
 
 cdef void note_hull(Engine *engine, uint32_t number) noexcept nogil:
-    """Write the hull of a bundle, whose ranges are as they are to be, where it is indexed."""
-    cdef const Bundle *bundle = &engine.bundles[number]
-    cdef uint32_t at = mixed(engine, bundle.key, 1) & engine.bundle_index.mask
+    """Write the hull of a bundle, whose ranges are as they are to be, where the bundle is found."""
+    cdef uint64_t key = engine.bundles[number].key
+    cdef uint32_t at = mixed(engine, key, 1) & engine.bundle_index.mask, label = <uint32_t>key
     cdef IndexWord *words = engine.bundle_index.words
     while words[at].number != number:
         at = (at + 1) & engine.bundle_index.mask
-    set_hull(words[at].hull, bundle, &bundle.tcp)
-    set_hull(words[at].hull + 2, bundle, &bundle.udp)
+    words[at].hull = hull_of(&engine.bundles[number])
+    if label <= WHOLE_LABELS:
+        engine.policies[key >> 33].sides[(key >> 32) & 1].hulls[label - 1] = words[at].hull
 
 
 cdef int append_range(Ranges *made, uint32_t first, uint32_t last, uint32_t rule) except -1:
@@ -249,21 +255,19 @@ cdef int remake_part(Engine *engine, Bundle *bundle, const Rule *changed) except
     return remake_ranges(engine, bundle, &grown[bundle.others_count - 1].ranges, changed.protocol, changed.first, changed.last)
 
 
-cdef inline uint32_t *shortcut(Engine *engine, uint32_t policy, const Rule *rule) noexcept nogil:
-    """Return where a policy keeps the bundle of a label that every address of a family has; NULL for other labels."""
-    cdef Policy *held = &engine.policies[policy]
-    if rule.label == LABEL_ANYWHERE:
-        return &held.anywhere[rule.direction - 1]
-    if rule.label == LABEL_IPV4:
-        return &held.all_ipv4[rule.direction - 1]
-    if rule.label == LABEL_IPV6:
-        return &held.all_ipv6[rule.direction - 1]
-    return NULL
+cdef inline Side *side_of(Engine *engine, uint32_t policy, const Rule *rule) noexcept nogil:
+    return &engine.policies[policy].sides[rule.direction - 1]
 
 
-cdef inline uint32_t *bundles_of_kind(Engine *engine, uint32_t policy, const Rule *rule) noexcept nogil:
-    cdef Policy *held = &engine.policies[policy]
-    return &held.groups[rule.direction - 1] if rule.label & 1 else &held.networks[rule.direction - 1]
+cdef void note_bundle(Side *side, const Rule *rule, uint32_t at) noexcept nogil:
+    """Have a policy know that the bundle of a rule's label has come, or gone if ``at`` is NIL."""
+    cdef int change = 1 if at != NIL else -1
+    if rule.label <= WHOLE_LABELS:
+        side.whole[rule.label - 1] = at
+    elif rule.label & 1:
+        side.groups += change
+    else:
+        side.networks += change
 
 
 cdef uint32_t put_in_bundle(Engine *engine, uint32_t policy, uint32_t number) except? 0xFFFFFFFF:
@@ -272,17 +276,13 @@ cdef uint32_t put_in_bundle(Engine *engine, uint32_t policy, uint32_t number) ex
     cdef uint64_t key = bundle_key(policy, rule.direction, rule.label)
     cdef uint32_t at = find_bundle(engine, key), room
     cdef uint32_t *grown
-    cdef uint32_t *short = shortcut(engine, policy, rule)
     cdef Bundle *bundle
     if at == NIL:
         at = take_item(&engine.bundle_pool)
         engine.bundles = <Bundle *>engine.bundle_pool.items
         engine.bundles[at].key = key
         put_into(&engine.bundle_index, mixed(engine, key, 1), at)
-        if short != NULL:
-            short[0] = at
-        else:
-            bundles_of_kind(engine, policy, rule)[0] += 1
+        note_bundle(side_of(engine, policy, rule), rule, at)
     bundle = &engine.bundles[at]
     if bundle.rules_count == bundle.rules_room:
         room = bundle.rules_room * 2 if bundle.rules_room else 2
@@ -310,11 +310,7 @@ cdef void free_bundle(Engine *engine, uint32_t number) noexcept:
 
 
 cdef void drop_bundle(Engine *engine, uint32_t policy, uint32_t at, const Rule *rule) noexcept:
-    cdef uint32_t *short = shortcut(engine, policy, rule)
-    if short != NULL:
-        short[0] = NIL
-    else:
-        bundles_of_kind(engine, policy, rule)[0] -= 1
+    note_bundle(side_of(engine, policy, rule), rule, NIL)
     free_bundle(engine, at)
 
 

@@ -190,14 +190,15 @@ cdef int check_ranges(Engine *engine, const Ranges *ranges, uint32_t number, Fau
 
 
 cdef int check_hull(const Engine *engine, const IndexWord *word, Faults faults) except -1:
-    """What is noted beside a bundle's number is what its ranges come to."""
-    cdef const Bundle *bundle = &engine.bundles[word.number]
-    cdef uint16_t hull[4]
-    cdef int at
-    set_hull(hull, bundle, &bundle.tcp)
-    set_hull(hull + 2, bundle, &bundle.udp)
-    for at in range(4):
-        faults.unless(word.hull[at] == hull[at], "hull of bundle", word.number)
+    """What is noted where a bundle is found is what its ranges come to."""
+    cdef uint64_t key = engine.bundles[word.number].key
+    cdef const Side *side = &engine.policies[key >> 33].sides[(key >> 32) & 1]
+    cdef uint32_t label = <uint32_t>key
+    cdef Hull hull = hull_of(&engine.bundles[word.number])
+    faults.unless(sg_word(&word.hull) == sg_word(&hull), "hull of bundle", word.number)
+    if label <= WHOLE_LABELS:
+        faults.unless(side.whole[label - 1] == word.number, "bundle of a whole family in the policy", word.number)
+        faults.unless(sg_word(&side.hulls[label - 1]) == sg_word(&hull), "hull of bundle in the policy", word.number)
     return 0
 
 

@@ -67,8 +67,8 @@ cdef int put_into(Index *index, uint32_t hashed, uint32_t number) except -1:
                 insert_word(index, &old.words[at])
         end_index(&old)
     word.hash, word.number = hashed, number
-    word.hull[0] = word.hull[2] = 0
-    word.hull[1] = word.hull[3] = 0xFFFF
+    word.hull.tcp_first = word.hull.udp_first = 0
+    word.hull.tcp_last = word.hull.udp_last = 0xFFFF
     insert_word(index, &word)
     index.count += 1
     return 0

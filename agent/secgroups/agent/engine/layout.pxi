@@ -50,6 +50,7 @@ cdef enum:
     LABEL_ANYWHERE = 1
     LABEL_IPV4 = 2
     LABEL_IPV6 = 3
+    WHOLE_LABELS = 3
 
     ICMP = 1
     TCP = 6
@@ -291,14 +292,25 @@ ctypedef struct Other:
     uint32_t protocol
     Ranges ranges
 
-# Bundles that need no search, by direction - 1: of the labels for anywhere, all of IPv4, all of IPv6. NIL for none. And how many there
-# are of networks and of groups.
+# The first and last of all ports that the rules of a bundle name; the first is behind the last if they name none. Most of what does
+# not match shows there, before the bundle itself is read.
+ctypedef struct Hull:
+    uint16_t tcp_first
+    uint16_t tcp_last
+    uint16_t udp_first
+    uint16_t udp_last
+
+# What a policy has for one direction: bundles that need no search, of the labels 1 to 3 (anywhere, all of IPv4, all of IPv6; NIL for
+# none), and how many there are of networks and of groups.
+ctypedef struct Side:
+    uint32_t whole[WHOLE_LABELS]
+    Hull hulls[WHOLE_LABELS]
+    uint32_t networks
+    uint32_t groups
+
+# By direction - 1.
 ctypedef struct Policy:
-    uint32_t anywhere[2]
-    uint32_t all_ipv4[2]
-    uint32_t all_ipv6[2]
-    uint32_t networks[2]
-    uint32_t groups[2]
+    Side sides[2]
 
 # address is a number: of IPv4 in [1]. longer_than is the longest prefix that covers this one. 0 is no prefix.
 ctypedef struct Prefix:
@@ -330,12 +342,11 @@ ctypedef struct Host:
     uint32_t groups_room
     uint32_t *groups
 
-# hull is for bundles: the first and last of all ports that their rules name, of TCP and then of UDP. Most of what does not match shows
-# there, before the bundle itself is read.
+# hull is for bundles.
 ctypedef struct IndexWord:
     uint32_t hash
     uint32_t number
-    uint16_t hull[4]
+    Hull hull
 
 # What is known of a remote address: the longest prefix that covers it, 0 for none, and its host, NIL for none.
 ctypedef struct Remote:

@@ -27,20 +27,20 @@ cdef inline Remote find_remote(const Engine *engine, uint64_t first, uint64_t se
 
 
 cdef inline Remote find_remote_for(
-    const Engine *engine, uint32_t policy_number, uint8_t direction, const uint64_t *address
+    const Engine *engine, uint32_t policy, uint8_t direction, const uint64_t *address
 ) noexcept nogil:
     """The same as far as the rules of a policy are about it, and ask for the memory in which their bundles are indexed."""
-    cdef const Policy *policy = &engine.policies[policy_number]
+    cdef const Side *side = &engine.policies[policy].sides[direction - 1]
     cdef const Index *index = &engine.bundle_index
     cdef Remote remote
     cdef uint32_t prefix, longest = 0, hashed
     remote.prefix, remote.host = 0, NIL
-    if not policy.networks[direction - 1] and not policy.groups[direction - 1]:
+    if not side.networks and not side.groups:
         return remote
     remote = find_remote(engine, address[0], address[1])
     prefix, remote.prefix = remote.prefix, 0
     while prefix:
-        hashed = mixed(engine, bundle_key(policy_number, direction, engine.prefixes[prefix].label), 1)
+        hashed = mixed(engine, bundle_key(policy, direction, engine.prefixes[prefix].label), 1)
         if may_have(index, hashed):
             sg_prefetch(&index.words[hashed & index.mask])
             longest = longest if longest else prefix
@@ -57,39 +57,34 @@ cdef inline void consider_label(
         consider(engine, &engine.bundles[bundle], opening, best)
 
 
-cdef inline uint32_t find_rule_for_all(const Engine *engine, const Policy *policy, const Opening *opening) noexcept nogil:
-    """Return the lowest rule of those whose remote is a whole family, or both, and that allow ``opening``; 0 if none does."""
-    cdef uint32_t best = 0, at
-    cdef int way = opening.direction - 1
-    if policy.anywhere[way] != NIL:
-        consider(engine, &engine.bundles[policy.anywhere[way]], opening, &best)
-    at = policy.all_ipv4[way] if opening.is_ipv4 else policy.all_ipv6[way]
-    if at != NIL:
-        consider(engine, &engine.bundles[at], opening, &best)
-    return best
+cdef inline void consider_whole(
+    const Engine *engine, const Side *side, uint32_t label, const Opening *opening, uint32_t *best
+) noexcept nogil:
+    if side.whole[label - 1] != NIL and is_in_hull(&side.hulls[label - 1], opening):
+        consider(engine, &engine.bundles[side.whole[label - 1]], opening, best)
 
 
 cdef inline uint32_t find_rule_from(
-    const Engine *engine, uint32_t policy_number, const Opening *opening, const Remote *remote
+    const Engine *engine, uint32_t policy, const Opening *opening, const Remote *remote
 ) noexcept nogil:
     """Return the rule with the lowest id of those that allow ``opening``, 0 if none does; ``remote`` is what is known of its remote."""
-    cdef const Policy *policy = &engine.policies[policy_number]
-    cdef int way = opening.direction - 1
-    cdef uint32_t best = find_rule_for_all(engine, policy, opening), prefix = remote.prefix, at
-    if policy.networks[way]:
-        while prefix:
-            consider_label(engine, policy_number, opening, engine.prefixes[prefix].label, &best)
-            prefix = engine.prefixes[prefix].longer_than
-    if policy.groups[way] and remote.host != NIL:
+    cdef const Side *side = &engine.policies[policy].sides[opening.direction - 1]
+    cdef uint32_t best = 0, prefix = remote.prefix, at
+    consider_whole(engine, side, LABEL_ANYWHERE, opening, &best)
+    consider_whole(engine, side, LABEL_IPV4 if opening.is_ipv4 else LABEL_IPV6, opening, &best)
+    while prefix:
+        consider_label(engine, policy, opening, engine.prefixes[prefix].label, &best)
+        prefix = engine.prefixes[prefix].longer_than
+    if side.groups and remote.host != NIL:
         for at in range(engine.hosts[remote.host].groups_count):
-            consider_label(engine, policy_number, opening, engine.hosts[remote.host].groups[at], &best)
+            consider_label(engine, policy, opening, engine.hosts[remote.host].groups[at], &best)
     return best
 
 
-cdef uint32_t find_rule(const Engine *engine, uint32_t policy_number, const Opening *opening) noexcept nogil:
+cdef uint32_t find_rule(const Engine *engine, uint32_t policy, const Opening *opening) noexcept nogil:
     """The same from nothing."""
-    cdef Remote remote = find_remote_for(engine, policy_number, opening.direction, opening.remote)
-    return find_rule_from(engine, policy_number, opening, &remote)
+    cdef Remote remote = find_remote_for(engine, policy, opening.direction, opening.remote)
+    return find_rule_from(engine, policy, opening, &remote)
 
 
 cdef inline void prefetch_root(const Engine *engine, const uint64_t *address) noexcept nogil:

@@ -189,11 +189,11 @@ cdef int grow_servers(Engine *engine, uint32_t room) except -1:
 
 cdef uint32_t add_policy(Engine *engine) except? 0xFFFFFFFF:
     cdef uint32_t number = take_item(&engine.policy_pool)
-    cdef int way
+    cdef int way, label
     engine.policies = <Policy *>engine.policy_pool.items
     for way in range(2):
-        engine.policies[number].anywhere[way] = NIL
-        engine.policies[number].all_ipv4[way] = engine.policies[number].all_ipv6[way] = NIL
+        for label in range(WHOLE_LABELS):
+            engine.policies[number].sides[way].whole[label] = NIL
     return number
 
 

@@ -37,16 +37,18 @@ cdef inline bint is_flow_of(const Flow *flow, const Key *key) noexcept nogil:
     return not key.opened_by or ((flow.status & FLAG_INGRESS) != 0) == (key.opened_by == INGRESS)
 
 
-cdef uint32_t next_guess(const Shard *shard, const uint32_t *chunk, uint64_t hashed) noexcept nogil:
-    """Return where a flow with this hash is most likely to be if not in its home chunk: NOWHERE, in the one behind that, or NIL."""
+cdef uint32_t guess_behind(const Shard *shard, const uint32_t *chunk, uint64_t hashed) noexcept nogil:
     cdef uint32_t fits
-    if not chunk[CHUNK_FLOWS]:
-        return NOWHERE
     chunk = next_chunk(shard, chunk)
     fits = sg_match(chunk, ~shard.places, tag_of(shard.places, hashed))
     if fits:
         return chunk[sg_lowest_bit(fits)] & shard.places
     return NIL if chunk[CHUNK_FLOWS] else NOWHERE
+
+
+cdef inline uint32_t next_guess(const Shard *shard, const uint32_t *chunk, uint64_t hashed) noexcept nogil:
+    """Return where a flow with this hash is most likely to be if not in its home chunk: NOWHERE, in the one behind that, or NIL."""
+    return guess_behind(shard, chunk, hashed) if sg_unlikely(chunk[CHUNK_FLOWS]) else <uint32_t>NOWHERE
 
 
 cdef inline uint32_t find_entry(const Shard *shard, const Key *key, uint64_t hashed) noexcept nogil:
