@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # What asks the engine; the long ones of test_properties are left out.
 TESTS = (
-    "apply bounds decide_many differential explain flow_file flow_file_damage flows found_by_lives fragments full_table hammer "
-    "live long_life related restart revocation rule_lives rules rules_in_bulk screening tap tcp"
+    "apply bounds decide_many differential explain figures flow_file flow_file_damage flows found_by_lives fragments full_table "
+    "hammer live long_life related restart revocation rule_lives rules rules_in_bulk screening tap tcp"
 )
 BUILD_LIMIT_S, RUN_LIMIT_S = 300, 600
 
@@ -75,3 +75,27 @@ def test_the_tests_of_the_engine_step_nowhere_past_an_end(checked_environment):
     files = [f"tests/agent/test_{name}.py" for name in TESTS.split()]
     ran = _run(checked_environment, "-m", "pytest", "-q", "-x", "-k", "not reference", "-p", "no:cacheprovider", *files)
     assert ran.returncode == 0, f"{ran.stdout[-6_000:]}\n{ran.stderr[-6_000:]}"
+
+
+def test_an_engine_that_ran_out_of_memory_half_way_can_be_asked_and_let_go(checked_environment):
+    """What takes more than a megabyte at once gets nothing."""
+    told = _run(
+        checked_environment | {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1"},
+        "-c",
+        "import sys; sys.path[:0] = ['tests/agent']\n"
+        "import starved_child as child\n"
+        "from secgroups.agent.errors import EngineBrokenError\n"
+        "from secgroups.agent.ruleset import RulesetUpdate\n"
+        "from secgroups.agent.convert import ruleset_update\n"
+        "firewall = child.Firewall(child.EngineSettings(flows_max=1_024), now_ns=0)\n"
+        "whole = {name: tuple(getattr(child.GOOD, name).values()) for name in ('groups', 'servers')}\n"
+        "firewall.apply(RulesetUpdate(revision=1, snapshot=True, **whole), 0)\n"
+        "reasons = [firewall.decide(child.asked(22), 1).reason.name]\n"
+        "try:\n"
+        "    firewall.apply(ruleset_update(child.bigger_update()), 1)\n"
+        "except EngineBrokenError:\n"
+        "    reasons += [firewall.decide(child.asked(port), 2).reason.name for port in (22, 80)]\n"
+        "print(*reasons, len(list(firewall.live(2))), firewall.stats(2).flows)\n"
+        "del firewall\n",
+    )
+    assert (told.returncode, told.stdout.split()) == (0, ["NEW", "NO_RULESET", "NO_RULESET", "1", "1"]), told.stderr[-2_000:]
