@@ -221,7 +221,7 @@ def fifo(file: Path) -> None:
         ("is not a regular file", "flows", fifo),
         ("flows.names can't be written: Is a directory", "flows", lambda file: file.with_name("flows.names.new").mkdir()),
     ],
-    ids=str,
+    ids=["no folder", "a folder", "below a file", "a long name", "a pipe", "no place for names"],
 )
 def test_a_place_where_no_table_can_be_is_one_clear_line(tmp_path: Path, words: str, place: str, prepare: Spoil) -> None:
     prepare(tmp_path / place)

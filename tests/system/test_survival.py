@@ -31,7 +31,16 @@ WHOLE = Found(groups={"a", "b"}, rules=Counter(a=RULES_PER_CALL), servers={"a"},
         (Damage(half_changes=1), replace(WHOLE, rules=WHOLE.rules + Counter(b=1))),
         (Damage(went_back=1), replace(WHOLE, revision=8)),
     ],
-    ids=str,
+    ids=[
+        "all is there",
+        "more is there",
+        "no group",
+        "no rules",
+        "no server",
+        "a rule less",
+        "rules of a call by half",
+        "an older revision",
+    ],
 )
 def test_damage_is_told_from_what_is_merely_more(expected: Damage, found: Found) -> None:
     damage = Damage()

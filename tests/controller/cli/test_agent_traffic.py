@@ -319,7 +319,7 @@ class TestObserve:
             ({"NO_RULE"}, ["--all", "--ip", STRANGER, "--port", "22", "--protocol", "tcp", "--first", "2"]),
             ({"NO_RULE"}, ["--sample", "2", "--first", "2"]),
         ],
-        ids=str,
+        ids=["all", "allowed", "two reasons", "addresses", "address and port", "a sample"],
     )
     def test_options_choose_verdicts(self, fleet: Sgctl, traffic: Traffic, expected: set[str], wanted: list[str]) -> None:
         def knock() -> None:
