@@ -176,10 +176,11 @@ class World:
         )
 
     def silence(self, silent: bool) -> None:
-        """Have the hosts take what comes without answering, or let them answer."""
+        """Have the hosts take what comes without answering or a word of their own (multicast listeners), or let them speak."""
         rules = "add table inet silence; flush table inet silence"
         if silent:
-            rules += "; add chain inet silence input { type filter hook input priority -300; policy drop; }"
+            for hook in ("input", "output"):
+                rules += f"; add chain inet silence {hook} {{ type filter hook {hook} priority -300; policy drop; }}"
         else:
             rules += "; delete table inet silence"
         for wire in self.wires.values():

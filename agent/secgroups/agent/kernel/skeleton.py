@@ -46,9 +46,14 @@ ADDRESS_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 IP = {4: "ip", 6: "ip6"}
 FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
 
+_SHARED_CHAINS = (
+    *("opener", "opener-alone", "answerer", "answerer-alone", "reverse-path", "rogue", "related"),
+    *("port-source", "port-destination", "impossible"),
+)
+
 ICMP_PROTOCOLS = one_of(1, 58)
 WITHOUT_CONNECTION = match(ct("state"), ["invalid", "untracked"], "in")
-_RELATED_ERROR = (match(ct("state"), "related", "in"), match(meta("l4proto"), ICMP_PROTOCOLS))
+_RELATED = match(ct("state"), "related", "in")
 UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
 
 _UNSPECIFIED = "0.0.0.0"  # noqa: S104 - not bound to, matched
@@ -123,7 +128,7 @@ def skeleton(table: Table, features: Features) -> list[Command]:
     for name, types in set_types().items():
         commands.append(table.add_verdict_map(name, types) if is_verdict_map(name) else table.add_set(name, types))
     commands += denials(table, features.log_group)
-    for chain in ("opener", "answerer", "reverse-path", "rogue", "related", "port-source", "port-destination"):
+    for chain in _SHARED_CHAINS:
         commands.append(table.add_chain(chain))
     for direction in Direction:
         commands += [table.add_chain(name) for name in (opening(direction), _stateless(direction), _impossible_chain(direction))]
@@ -148,8 +153,6 @@ def hooks(table: Table) -> list[Command]:
                 commands.append(table.add_rule(chain, "this host to itself", match(interface, "lo"), ACCEPT))
             if role == "opener" and hook != "output":
                 commands.append(table.add_rule(chain, "nobody takes a server's address", jump("reverse-path")))
-                # What the host sends itself it says as the router of others, even when it is a server too.
-                commands.append(table.add_rule(chain, "errors", *_RELATED_ERROR, jump("related")))
             commands.append(table.add_rule(chain, f"judge the {role}", goto(role)))
     return commands
 
@@ -190,7 +193,12 @@ def _rogue(table: Table, features: Features) -> list[Command]:
 
 def _related(table: Table) -> list[Command]:
     """An error about a connection comes from one of its ends or from a router, not from another server of this host."""
-    commands = []
+    host = match({"fib": {"result": "type", "flags": ["saddr"]}}, "local")
+    commands = [
+        table.add_rule("related", "not an error", match(meta("l4proto"), ICMP_PROTOCOLS, "!="), RETURN),
+        # When it is a server too. Nobody else gets here with its address.
+        table.add_rule("related", "the host is a router of others", host, RETURN),
+    ]
     for version, ip in IP.items():
         for way, end in (("reply", "reply"), ("original", "original")):
             commands.append(
@@ -295,8 +303,11 @@ def _opener(table: Table, features: Features) -> list[Command]:
     if features.ports:
         commands.append(table.add_rule(chain, "from a server's interface", match(meta("iifname"), "@ports"), jump("port-source")))
     commands += [
-        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, verdict_of(header(IP[version], "saddr"), f"opens{version}"))
-        for version in IP
+        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, goto("opener-alone")),
+        table.add_rule(chain, "an error, or a connection that another announced", _RELATED, jump("related")),
+    ]
+    commands += [
+        table.add_rule("opener-alone", "by packet", verdict_of(header(IP[version], "saddr"), f"opens{version}")) for version in IP
     ]
     commands += [
         table.add_rule(chain, "by connection", verdict_of(ct(f"{IP[version]} saddr", "original"), f"opens{version}"))
@@ -320,8 +331,9 @@ def _answerer(table: Table, features: Features) -> list[Command]:
             )
             for version in IP
         ]
+    commands.append(table.add_rule(chain, "no connection", WITHOUT_CONNECTION, goto("answerer-alone")))
     commands += [
-        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, verdict_of(header(IP[version], "daddr"), f"answers{version}"))
+        table.add_rule("answerer-alone", "by packet", verdict_of(header(IP[version], "daddr"), f"answers{version}"))
         for version in IP
     ]
     commands += [
