@@ -127,7 +127,7 @@ async def test_connections_of_others_and_those_that_were_denied_are_not_told(rig
         (set(), FlowFilter(state="REVOKED")),
         ({"dns"}, FlowFilter(rule_id="dn")),
     ],
-    ids=str,
+    ids=["none", "port", "port of none", "remote", "address", "protocol", "state", "state of none", "rule"],
 )
 async def test_filters_fit_the_kernels_flows_as_they_do_the_engines(rig: Rig, expected: set[str], wanted: FlowFilter) -> None:
     await rig.change(groups={"web": [HTTP, DNS]}, servers={WEB: ["web"]})
