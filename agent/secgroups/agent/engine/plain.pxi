@@ -33,7 +33,9 @@ cdef inline bint prepare_quick(Engine *engine, const Shard *shard, Case *case) n
     elif record.ip_version == 6 and server.ipv6[1] == here[1] and server.ipv6[0] == here[0] and server.ipv6_endpoint != NIL:
         endpoint = server.ipv6_endpoint
     else:
-        if not server.has_more or is_ipv4_pair(here[0], here[1]) != (record.ip_version == 4):
+        if not server.has_more or (record.ip_version != 4 and record.ip_version != 6):
+            return False
+        if is_ipv4_pair(here[0], here[1]) != (record.ip_version == 4):
             return False
         endpoint = find_endpoint(engine, server, here[0], here[1], record.ip_version == 4)
         if endpoint == NIL:
@@ -57,7 +59,7 @@ cdef inline bint is_ordinary(const Engine *engine, const Case *case) noexcept no
     elif record.source_port < 1024 and record.destination_port < 1024:
         # The ports of DHCP are among those.
         return False
-    if sg_unlikely(<uint32_t>case.ends == NIL or (record.ip_version != 6 and not ipv4)):
+    if sg_unlikely(<uint32_t>case.ends == NIL):
         return False
     return is_ipv4_pair(case.remote[0], case.remote[1]) == ipv4 and is_plain_source(record.source[0], record.source[1], ipv4)
 
