@@ -18,6 +18,7 @@ from agent_world import (
     DB,
     DNS,
     FIRST,
+    INGRESS,
     LATER,
     OTHER,
     PING,
@@ -85,6 +86,22 @@ def test_a_malformed_record_is_an_invalid_packet_and_leaves_nothing_behind(engin
     assert names(many_of(world, later)) == [("UNKNOWN_FRAGMENT", 7)]
     assert world.flow_count() == 0
     assert names(many_of(world, SYN_IN)) == [("NEW", 13)]
+
+
+@pytest.mark.parametrize("version", [0, 5, 255])
+@pytest.mark.parametrize("make", [tcp, udp])
+def test_a_record_of_no_ip_version_is_invalid_in_a_flow_of_any_address(engine, make, version):
+    world = World(engine, ANY_INGRESS)
+    # Those beyond the first of a family are found in another way.
+    addresses = ("10.0.0.9", "10.0.0.10", "2001:db8::9", "2001:db8::a")
+    world.bind(DB, "db", addresses=addresses)
+    for address in addresses:
+        opening = make(CLIENT if "." in address else CLIENT6, address, 443, at=DB, direction=INGRESS)
+        world.open_answered(opening)
+        again = replace(opening, tcp_flags=ACK) if make is tcp else opening
+        records, _ = pack_many([again], world.firewall.server_handle)
+        assert names(many(world, changed(records, 41, bytes([version])))) == [("INVALID_PACKET", 3)], address
+        assert names(many(world, records)) == [("ESTABLISHED", 9)], address
 
 
 @pytest.mark.parametrize(("at", "new"), [(41, b"\x00"), (42, b"\x03"), (50, b"\x01"), (0, b"")])
