@@ -170,11 +170,11 @@ def test_a_renewal_is_in_the_trail_as_the_agent_s_own(site: Site, decided: list[
 
     from secgroups.v1.trust_service_pb2_grpc import TrustServiceStub
 
-    with site.enroll("renewing") as channel:
-        request = pb.EnrollAgentRequest(agent_id="renewing", csr_pem=key_and_csr()[1])
+    with site.enroll("renewing-in-trail") as channel:
+        request = pb.EnrollAgentRequest(agent_id="renewing-in-trail", csr_pem=key_and_csr()[1])
         TrustServiceStub(channel).EnrollAgent(request, timeout=TIMEOUT_S)
-    made = [change for change in listed(site) if change.after.certificate.agent_id == "renewing"]
-    assert [change.token_id.startswith("agent/renewing") for change in made] == [True, False]
+    made = [change for change in listed(site) if change.after.certificate.agent_id == "renewing-in-trail"]
+    assert [change.token_id.startswith("agent/renewing-in-trail") for change in made] == [True, False]
 
 
 def test_nobody_is_told_of_a_token_that_can_t_be_kept(site: Site) -> None:
