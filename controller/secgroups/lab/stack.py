@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -43,7 +44,7 @@ class Process:
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             command = [sys.executable, "-m", *self.arguments, "--ready-file", str(self.ready_file)]
-            self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
+            self.popen = _begun(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.ready_file.exists():
             if self.popen.poll() is not None:
@@ -76,6 +77,23 @@ class Process:
             self.popen.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def _begun(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
+    """Begin a process, or, if a signal ends this one meanwhile, leave none behind.
+
+    In a thread of its own: what a signal raises comes in the first one, where it could come between the beginning of the process
+    and the moment when somebody knows of it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        begun = thread.submit(lambda: subprocess.Popen[bytes](command, **settings))
+        try:
+            return begun.result()
+        except BaseException:
+            if begun.exception() is None:
+                begun.result().kill()
+                begun.result().wait()
+            raise
 
 
 class Stack:
@@ -136,9 +154,15 @@ class Stack:
 
     def _enroll(self, agent_id: str, folder: Path) -> None:
         command = [sys.executable, "-m", "secgroups.cli", "agent", "enroll", agent_id, "--out", str(folder)]
-        done = subprocess.run(command, env=environment_of(self, "default"), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise StackError(f"{agent_id} could not be enrolled: {done.stderr.strip()}")
+        enrolling = _begun(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment_of(self, "default"))
+        try:
+            _, said = enrolling.communicate()
+        except BaseException:
+            enrolling.kill()
+            enrolling.communicate()
+            raise
+        if enrolling.returncode != 0:
+            raise StackError(f"{agent_id} could not be enrolled: {said.decode(errors='replace').strip()}")
 
     def _process(self, name: str, arguments: list[str]) -> Process:
         return Process(
