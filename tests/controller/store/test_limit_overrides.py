@@ -46,6 +46,17 @@ def test_overrides_count_after_a_restart_and_are_in_the_change_log(tmp_path: Pat
         assert list(folded.limit_overrides()) == list(state.limit_overrides())
 
 
+def test_kinds_that_are_left_out_take_no_place_among_the_latest_changes(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "secgroups.db", durable=False)) as store:
+        commit(store, new_group("one"))
+        for most in range(1, 6):
+            commit(store, partial(update_limits, project=PROJECT, changes={"rules_per_group": most}))
+        assert [change.kind for change, _ in store.changes_before(PROJECT, None, 3)] == ["limits"] * 3
+        shown = store.changes_before(PROJECT, None, 3, frozenset({"limits", "token"}))
+        assert [change.revision for change, _ in shown] == [1] * 3
+        assert [change.kind for change, _ in store.changes_before("", None, 9, ["rule", "group"])] == ["limits"] * 5
+
+
 def test_a_value_that_is_out_of_bounds_is_found_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "secgroups.db"
     SqliteStore(path, durable=False).close()
