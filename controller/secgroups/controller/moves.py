@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 class Move:
     """The last move of a server: to which agent, at which revision, and which agents still hold the server.
 
-    ``old_agent_ids`` has for each of these the revision of the move that it was left with; 0 if that is not known any more.
+    ``old_agent_ids`` has for each of these the revision of the move that it was left with; 1 if that is not known any more.
     """
 
     server: str

@@ -72,8 +72,8 @@ class Publisher:
             self._history.begin(group.id, group.members_revision)
         for server in chain.from_iterable(map(state.servers, projects)):
             if server.agent_id and server.previous_agent_ids:
-                # The latest was left with the last move; when the others were is not kept.
-                left = dict.fromkeys(server.previous_agent_ids, 0) | {server.previous_agent_ids[0]: server.moved_revision}
+                # The latest was left with the last move; when the others were is not kept: at any time since the first revision.
+                left = dict.fromkeys(server.previous_agent_ids, 1) | {server.previous_agent_ids[0]: server.moved_revision}
                 self._moves.begin(server.key, left, server.agent_id, server.moved_revision)
         self._interest.begin(
             (

@@ -154,6 +154,25 @@ def test_a_server_that_moves_on_before_it_arrived_stays_with_who_holds_it_though
     assert world.lagging() == {}
 
 
+def test_an_agent_that_lets_go_of_what_it_left_nobody_knows_when_has_no_revision_below_none(
+    world: World, agents: tuple[Agent, Agent]
+) -> None:
+    first, second = agents
+    second.disconnect()
+    world.move("s1", "b")
+    world.move("s1", "c")
+    world.restart()
+    first.connect().pump()
+    Agent(world, "c").connect().pump()
+    first.disconnect()
+    first.connect()
+    lags = {lag.agent_id: lag.applied_revision for lag in world.publisher.in_force(world.state.revision).lagging}
+    assert lags == {"a": 0}
+    first.pump()
+    assert SERVER not in first.holds
+    assert world.lagging() == {}
+
+
 def test_an_old_agent_beyond_the_latest_is_let_go_early(world: World, agents: tuple[Agent, Agent]) -> None:
     first, _ = agents
     for number in range(PREVIOUS_AGENTS_MAX):
