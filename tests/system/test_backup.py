@@ -41,7 +41,7 @@ def sgctl(stack: Stack, *arguments: str, status: int = 0) -> str:
 
 
 def restore(file: Path, folder: Path, *flags: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "secgroups.controller", "restore", str(file), "--data-dir", str(folder), *flags]
+    command = [sys.executable, "-m", "secgroups.cli", "restore", str(file), "--data-dir", str(folder), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr

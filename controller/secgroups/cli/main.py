@@ -39,6 +39,7 @@ COMMANDS = {
     "limits": Lazy("secgroups.cli.commands.limits:command", "How much a project may have: show, set, reset, list."),
     "audit": Lazy("secgroups.cli.commands.audit:command", "Who changed what, when, and what it was before."),
     "backup": Lazy("secgroups.cli.commands.backup:command", "Write a copy of the controller's database."),
+    "restore": Lazy("secgroups.cli.commands.restore:command", "Put such a copy in the place of a database."),
     "doctor": Lazy("secgroups.cli.commands.doctor:command", "Look for the usual mistakes. Exit status 1 if there are any."),
     "context": Lazy("secgroups.cli.commands.context:command", "Controllers by name: add, list, use, remove."),
     "observe": Lazy("secgroups.cli.commands.observe:command", "Show verdicts as an agent gives them."),

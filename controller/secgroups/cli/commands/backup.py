@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(settings: Settings, file: Path, force: bool) -> None:
     """Write a copy of the controller's database to FILE, while changes go on. For admins.
 
-    It comes back with: secgroups-controller restore FILE --data-dir DIR
+    It comes back with: sgctl restore FILE --data-dir DIR
     """
     if file.exists() and not force:
         raise CliError(f"{file} exists; choose another name, or --force")
