@@ -63,7 +63,7 @@ def test_a_rule_that_is_given_other_content_goes_on_counting(engine):
     world.decide(LOGIN)
     world.set_rules(rule(SSH.id, INGRESS, TCP, (22, 23)))
     world.decide(replace(LOGIN, source_port=9))
-    assert world.firewall.stats(world.now_ns).rules[SSH.id].packets == 2
+    assert world.firewall.rule_counts()[SSH.id].packets == 2
 
 
 def test_first_fragments_outlive_a_warm_restart_with_other_bounds(engine):

@@ -12,7 +12,7 @@ from random import Random
 
 import grpc
 from choices import Choices
-from enforcing import WORDS as TEXTS
+from enforced import WORDS as TEXTS
 from scratch import scratch_folder
 from stream_world import Agent, World, allow, members, ops
 from virtual_loop import VirtualLoop

@@ -6,8 +6,8 @@ import struct
 from hashlib import sha256
 
 from choices import Choices
-from enforcing import WORDS as TEXTS
-from enforcing import check_enforced
+from enforced import WORDS as TEXTS
+from enforced import check_enforced
 from scratch import scratch_folder
 
 from secgroups.agent.cache import FILE_NAME, Cache, CachedState

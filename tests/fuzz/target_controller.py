@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 from choices import Choices
-from enforcing import WORDS as TEXTS
-from enforcing import check_enforced
+from enforced import WORDS as TEXTS
+from enforced import check_enforced
 from scratch import scratch_folder
 from virtual_loop import VirtualLoop
 
