@@ -7,6 +7,8 @@ revision must never go back; an agent that lives through it all must be in step 
 ``load_held``: 1,000 simulated agents, 50 changes a second, each for one agent, and beside the clients that behave one in ten that
 does not: garbage on the socket, calls that nobody waits for, streams that are opened and left, names of 4 MiB, a hello and silence,
 watches that nobody reads, and an end by its own hand.
+
+``matrix``: every call by everybody. ``fuzz``: every parser and decoder fed inputs that nobody sends.
 """
 
 from __future__ import annotations
@@ -39,9 +41,12 @@ from secgroups.v1.agent_service_pb2_grpc import AgentServiceStub
 from secgroups.v1.group_service_pb2_grpc import GroupServiceStub
 from secgroups.v1.ruleset_service_pb2_grpc import RulesetServiceStub
 
+ROOT = Path(__file__).resolve().parents[2]
 KILLS = 200
 SEED = 11
 HELD_S = 300.0
+# For each target; more, and led by what they reach, with scripts/test --fuzz.
+FUZZ_EXECUTIONS = 1_000
 CHANGES_PER_S = 50
 GOOD_CLIENTS, HOSTILE_CLIENTS = 9, 1
 CALL_TIMEOUT_S = 10.0
@@ -170,12 +175,27 @@ async def be_hostile(address: str) -> None:
 def auth_matrix(folder: Path) -> dict[str, Any]:
     """Make every call as everybody there is, as ``tests/trust/test_matrix.py`` does; count those that got more than they may."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/trust/test_matrix.py", "-s"]
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        command, cwd=root, env={**os.environ, "SECGROUPS_COUNT_CELLS": str(folder / "cells")}, capture_output=True, check=False
+        command, cwd=ROOT, env={**os.environ, "SECGROUPS_COUNT_CELLS": str(folder / "cells")}, capture_output=True, check=False
     )
     cells = (folder / "cells").read_text().split() if (folder / "cells").exists() else []
     return {"auth_matrix_cells": len(cells), "leaks": cells.count("leak") + (done.returncode != 0)}
+
+
+def fuzz(executions: int) -> dict[str, Any]:
+    """Feed every parser and decoder so many inputs, by chance; count those that broke one."""
+    sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
+    from targets import TARGETS
+
+    ran: dict[str, int] = {}
+    crashes = 0
+    for target in TARGETS:
+        command = [sys.executable, "tests/fuzz/fuzz.py", target, "--runs", str(executions), "--engine", "chance"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        # A target ends at the first input that breaks it.
+        ran[target] = executions if done.returncode == 0 else 0
+        crashes += done.returncode != 0
+    return {"fuzz_executions": ran, "crashes": crashes}
 
 
 def main() -> None:
@@ -183,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parts = ("kills", "matrix", "load")
+    parts = ("kills", "matrix", "fuzz", "load")
     parser.add_argument("--only", default=",".join(parts), help="some of " + ",".join(parts))
     parser.add_argument("--kills", type=int, help=f"how often to kill ({KILLS})")
     parser.add_argument("--seconds", type=float, help=f"how long to hold the load ({HELD_S:g})")
@@ -202,6 +222,8 @@ def main() -> None:
             found |= kills(folder / "kills", options.kills or KILLS // share)
         if "matrix" in only:
             found |= auth_matrix(folder)
+        if "fuzz" in only:
+            found |= fuzz(FUZZ_EXECUTIONS // share)
         if "load" in only:
             found |= asyncio.run(load_held(folder / "load", options.agents, options.seconds or HELD_S / share))
     report = {key: rounded(value) for key, value in found.items()} | {"conditions": conditions()}
