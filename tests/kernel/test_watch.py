@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 
@@ -298,3 +299,13 @@ async def test_taps_that_come_and_go_at_once_leave_nothing(rig: Rig, taps: Kerne
     await taps.close()
     assert logging_rules(rig) == 0
     PacketLog(DEFAULT_LOG_GROUP).close()
+
+
+async def test_a_log_that_can_not_be_read_any_more_is_said_so(taps: KernelTaps) -> None:
+    with structlog.testing.capture_logs() as logged:
+        tap = await taps.open(DENIALS)
+        assert taps._log is not None
+        taps._log.close()
+        await until(lambda: bool(logged), "it is said")
+    assert [(each["event"], each["log_level"]) for each in logged] == [("kernel_log_not_read", "error")]
+    tap.close()

@@ -94,6 +94,7 @@ class KernelTaps:
                     await self._hang_up(self._log)
                 elif self._log is not None and self._pump is None:
                     self._pump = asyncio.create_task(self._pumping(self._log))
+                    self._pump.add_done_callback(_log_end)
 
     async def _hang_up(self, packet_log: PacketLog) -> None:
         self._log = None
@@ -128,6 +129,11 @@ def _told(settings: TapSettings) -> Told:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and isinstance(error := task.exception(), EnforcementError):
         log.warning("kernel_log_not_ended", reason=str(error))
+
+
+def _log_end(pump: asyncio.Task[None]) -> None:
+    if not pump.cancelled() and (error := pump.exception()) is not None:
+        log.error("kernel_log_not_read", reason=repr(error), consequence="watches show nothing more of the kernel; open them anew")
 
 
 def place(logged: LoggedPacket, servers: Mapping[bytes, str], ports: Mapping[str, str]) -> Packet:
