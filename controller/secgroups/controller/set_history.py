@@ -76,8 +76,9 @@ class SetHistory:
     def __init__(self) -> None:
         self._sets: dict[str, _Kept] = {}
         self._order: deque[tuple[str, int]] = deque()  # Group and version of each step kept, and of some that are gone.
-        self._ready: OrderedDict[tuple[str, int, int], AddressSetPatch] = OrderedDict()
-        self._ready_of: set[str] = set()  # The groups that these are of, and some more.
+        # By group and base version. A step that is here is grown by what came after it, whatever number of changes came before.
+        self._ready: OrderedDict[tuple[str, int], tuple[_Step, AddressSetPatch]] = OrderedDict()
+        self._ready_upto: dict[str, int] = {}  # The version that the newest of these lead to, by group, of some that are gone too.
 
     def begin(self, group_id: str, version: int) -> None:
         """Start from a set as it is."""
@@ -98,8 +99,8 @@ class SetHistory:
             self._order.append((group_id, version))
         elif kept.steps:
             kept.go_on(come, gone)
-            if group_id in self._ready_of:
-                self._ready_of.discard(group_id)
+            if self._ready_upto.pop(group_id, None) == version:
+                # What was made leads to what nobody is to have.
                 for key in [key for key in self._ready if key[0] == group_id]:
                     del self._ready[key]
         # Else the version is where the known past begins, or its first part is forgotten: no patch can lead there.
@@ -116,7 +117,7 @@ class SetHistory:
     def forget(self, group_id: str) -> None:
         """Drop what is known of a group that is gone."""
         self._sets.pop(group_id, None)
-        self._ready_of.discard(group_id)
+        self._ready_upto.pop(group_id, None)
 
     def find_patch(self, group_id: str, base_version: int, version: int) -> AddressSetPatch | None:
         """Return the patch from a version to that which the set has now, None if it is not known any more.
@@ -126,19 +127,36 @@ class SetHistory:
         kept = self._sets.get(group_id)
         if kept is None or kept.version != version:
             return None
-        key = (group_id, base_version, version)
+        key = (group_id, base_version)
         ready = self._ready.get(key)
-        if ready is not None:
+        if ready is not None and ready[0].version == version:
             self._ready.move_to_end(key)
-            return ready
-        step = _step_from(kept.steps, base_version)
+            return ready[1]
+        step = _grown(ready[0], kept.steps) if ready is not None else _step_from(kept.steps, base_version)
         if step is None:
             return None
-        made = self._ready[key] = _patch(group_id, step)
-        self._ready_of.add(group_id)
+        made = _patch(group_id, step)
+        self._ready[key] = (step, made)
+        self._ready.move_to_end(key)
+        self._ready_upto[group_id] = version
         if len(self._ready) > PATCHES_READY_MAX:
             self._ready.popitem(last=False)
         return made
+
+
+def _grown(whole: _Step, steps: deque[_Step]) -> _Step | None:
+    """Return a step with all that came after it, None if its beginning is not known any more. Takes time in proportion to those."""
+    if not steps or whole.base_version < steps[0].base_version:
+        return None
+    since: list[_Step] = []
+    for step in reversed(steps):
+        if step.version <= whole.version:
+            break
+        since.append(step)
+    for step in reversed(since):
+        whole.go_on(step.added, step.removed)
+    whole.version = steps[-1].version
+    return whole
 
 
 def _step_from(steps: deque[_Step], base_version: int) -> _Step | None:

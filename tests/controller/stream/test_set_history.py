@@ -66,7 +66,7 @@ def test_every_patch_turns_one_version_into_the_other(seed: int, monkeypatch: py
     monkeypatch.setattr(set_history, "CHANGES_PER_SET_MAX", chance.choice([3, 10]))
     monkeypatch.setattr(set_history, "ADDRESSES_PER_SET_MAX", chance.choice([8, 30]))
     monkeypatch.setattr(set_history, "CHANGES_MAX", chance.choice([5, 40]))
-    monkeypatch.setattr(set_history, "PATCHES_READY_MAX", 2)
+    monkeypatch.setattr(set_history, "PATCHES_READY_MAX", chance.choice([2, 100]))
     history, now, version = SetHistory(), set(), 1
     history.begin("g", version)
     past = {version: set()}
