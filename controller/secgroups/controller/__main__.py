@@ -34,11 +34,13 @@ def main() -> int:
         read = partial(read_config, sys.argv[1:], os.environ)
         config = read()
         # Not before the settings are known to work: gRPC takes a while to import.
+        from secgroups.controller.event_loop import EventLoop
         from secgroups.controller.logs import set_up_logs
         from secgroups.controller.server import run_controller
 
         set_up_logs(config.log_level)
-        asyncio.run(run_controller(config, read))
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            runner.run(run_controller(config, read))
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
