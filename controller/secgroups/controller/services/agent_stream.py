@@ -187,6 +187,7 @@ class AgentStream:
             if not self._count(channel, len(said)):
                 # Nothing more of it is read; the end of the stream ends this wait.
                 await self._loop.create_future()
+            await self._pace.until_told()
             request = _parsed(said)
             match request.WhichOneof("message"):
                 case "ack":

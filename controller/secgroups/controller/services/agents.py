@@ -42,7 +42,7 @@ class Agents(AgentServiceServicer):
         self._clocks = clocks
         self._settings = settings or StreamSettings()
         self._wire = Wire(core.controller_id, self._settings.heartbeat_s)
-        self._pace = Pace(clocks)
+        self._pace = Pace(lambda: core.waiting, clocks)
 
     async def Subscribe(self, request_iterator: AsyncIterator[bytes], context: Any) -> None:  # type: ignore[override]
         """Feed one agent, in bytes, through ``context``: messages are made of ready parts, and a write that hangs is given up."""
