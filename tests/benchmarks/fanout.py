@@ -494,7 +494,7 @@ def conditions() -> dict[str, Any]:
     """Return what the figures were measured with."""
     return {
         "agents": AGENTS,
-        "drivers": f"{DRIVERS} processes, a TCP connection and a stream for each agent",
+        "drivers": f"{DRIVERS} processes (SCHED_BATCH), a TCP connection and a stream for each agent",
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
