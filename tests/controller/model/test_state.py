@@ -72,9 +72,12 @@ def test_groups_that_exchange_their_names_are_found_by_them(backwards: bool) -> 
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("goes", [False, True])
-def test_an_address_that_changes_hands_is_that_of_its_new_server(backwards: bool, goes: bool) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_address_that_changes_hands_is_that_of_its_new_server(backwards: bool, goes: bool, asked: bool) -> None:
     before = [server("s1", "10.0.0.1", "10.0.0.3"), server("s2", "10.0.0.2")]
     state = State.load(Contents(revision=1, servers=before))
+    if asked:
+        assert state.server_of_address("p", ADDRESS) == before[0]
     loses = None if goes else replace(before[0], addresses=before[0].addresses[1:])
     gains = replace(before[1], addresses=(*before[1].addresses, ADDRESS))
     changes = [change(before[0], loses), change(before[1], gains)]
