@@ -36,8 +36,8 @@ class _Shelf(Generic[V]):
 
     def __init__(self, by_id: dict[str, V] | None = None) -> None:
         """Begin with objects by id, which are the shelf's own from now on."""
-        self.by_id = by_id or {}
-        self._ids = sorted(self.by_id)
+        self.by_id: dict[str, V] = by_id or {}
+        self._ids: list[str] = sorted(self.by_id)
 
     def put(self, key: str, value: V) -> None:
         if key not in self.by_id:
