@@ -7,7 +7,7 @@ remote. A server is placed on the agent that guards it and, while it moves, on t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, KeysView, Set
 from itertools import chain
 
 from secgroups.controller.stream_messages import Kind, ObjectKey
@@ -178,7 +178,9 @@ class Interest:
 
     def _needs_set(self, agent_id: str, remote: str) -> bool:
         needing = self._needing.get(remote)
-        return agent_id in needing if needing is not None else bool(self._groups_naming(agent_id, remote))
+        if needing is not None:
+            return agent_id in needing
+        return not self._groups.of(agent_id).isdisjoint(self._naming.owners(remote))
 
     def _groups_naming(self, agent_id: str, remote: str) -> Set[str]:
         """Return the groups of an agent that name a remote group."""
@@ -214,7 +216,7 @@ class _Counts:
             else:
                 owners.add(owner)
 
-    def of(self, owner: str) -> Set[str]:
+    def of(self, owner: str) -> KeysView[str]:
         return self._counts.get(owner, _NOTHING).keys()
 
     def owners(self, name: str) -> Set[str]:

@@ -26,6 +26,7 @@ from secgroups.controller.model import (
     is_default_name,
 )
 from secgroups.controller.store.interface import Contents
+from secgroups.controller.tally import ProjectTallies
 
 V = TypeVar("V", Group, Rule, Server)
 K = TypeVar("K")
@@ -69,6 +70,8 @@ class State:
         self._servers_by_agent: defaultdict[str, dict[str, Server]] = defaultdict(dict)
         # By project, of those that were asked about. Few are, and an address takes a while to hash.
         self._server_by_address: dict[str, dict[Address, str]] = {}
+        # Of projects that were asked about, too.
+        self._tallies: dict[str, ProjectTallies] = {}
         self._limit_overrides = {each.project: each for each in contents.limit_overrides}
         for rule in contents.rules:
             self._index_rule(rule)
@@ -139,6 +142,8 @@ class State:
                 _remove(self._rules_by_group, rule.group_id, rule.id)
                 if remote is not None:
                     _remove(self._naming, remote, rule.id)
+            if rule.project in self._tallies:
+                self._tallies[rule.project].rules_by_group.put(rule.group_id, self.rule_count(rule.group_id))
 
     def _index_rule(self, rule: Rule) -> None:
         self._rules_by_group[rule.group_id][rule.id] = rule
@@ -156,11 +161,14 @@ class State:
                 _release(by_address, address, before.id)
             if after is None:
                 _drop(self._servers, before.project, before.id)
+                self._tally_server(before.project, before.id, 0, 0)
                 if before.project not in self._servers:
                     self._server_by_address.pop(before.project, None)
+                    self._tallies.pop(before.project, None)
         if after is not None:
             self._servers[after.project].put(after.id, after)
             self._index_server(after)
+            self._tally_server(after.project, after.id, len(after.group_ids), len(after.addresses))
             if after.project in self._server_by_address:
                 self._server_by_address[after.project] |= dict.fromkeys(after.addresses, after.id)
 
@@ -170,6 +178,11 @@ class State:
             self._servers_by_group[group_id][key] = server
         if server.agent_id:
             self._servers_by_agent[server.agent_id][key] = server
+
+    def _tally_server(self, project: str, server_id: str, groups: int, addresses: int) -> None:
+        if project in self._tallies:
+            self._tallies[project].groups_by_server.put(server_id, groups)
+            self._tallies[project].addresses_by_server.put(server_id, addresses)
 
     def _put_limit_overrides(self, project: str, after: Object | None) -> None:
         if isinstance(after, LimitOverrides):
@@ -253,6 +266,26 @@ class State:
 
     def rule_count(self, group_id: str) -> int:
         return len(self._rules_by_group.get(group_id, ()))
+
+    def group_total(self, project: str) -> int:
+        return len(self._groups[project].by_id) if project in self._groups else 0
+
+    def server_total(self, project: str) -> int:
+        return len(self._servers[project].by_id) if project in self._servers else 0
+
+    def tallies(self, project: str) -> ProjectTallies:
+        """Return which groups and servers have the most. The first time it takes time in proportion to those of the project."""
+        tallies = self._tallies.get(project)
+        if tallies is None:
+            tallies = ProjectTallies()
+            for group in self.groups(project):
+                tallies.rules_by_group.put(group.id, self.rule_count(group.id))
+            if project in self._servers:
+                # Without servers there is little to count, and nobody to keep it for.
+                self._tallies[project] = tallies
+                for server in self.servers(project):
+                    self._tally_server(project, server.id, len(server.group_ids), len(server.addresses))
+        return tallies
 
     def members(self, group_id: str) -> Iterable[Address]:
         """Yield the addresses of a group's members, in no order."""
