@@ -96,9 +96,9 @@ class AgentChannel:
         self._held = HeldVersions()
         self._marked: Marks = OrderedDict()  # What may differ from what was sent.
         self._marked_since = 0  # The oldest of them.
-        self._rest: deque[Piece] = deque()  # What is left of an object that is larger than a message.
+        self._rest: deque[Piece] | None = None  # What is left of an object that is larger than a message.
         self._open: _Step | None = None
-        self._in_flight: deque[_Step] = deque()
+        self._in_flight: list[_Step] = []  # No more than the window has messages.
         self._nonce = 0
         self._progress_us = 0  # When something was last received.
         self._sent_us = 0  # When something was sent while nothing else was under way.
@@ -251,7 +251,7 @@ class AgentChannel:
         self.applied_revision = ack.applied_revision
         rejected = self.rejected
         while self._in_flight and self._in_flight[0].nonce <= ack.nonce:
-            step = self._in_flight.popleft()
+            step = self._in_flight.pop(0)
             if step.begins_stream:
                 # The agent names all that it rejects, whatever it was heard to reject before.
                 self._begun, rejected = True, {}
@@ -374,6 +374,9 @@ class AgentChannel:
     def _end_step(self, step: _Step) -> None:
         step.nonce = self._nonce
         self._in_flight.append(step)
+        if not self._marked:
+            # What held thousands of marks stays as large when they are gone.
+            self._marked = OrderedDict()
 
     def _next_chunk(self, step: _Step) -> Chunk:
         """Take objects, those that were marked first, until a message is full or nothing is marked."""
@@ -389,14 +392,17 @@ class AgentChannel:
             self._take(step, key, version)
             if parts:
                 step.keys.add(key)
-                self._rest.extend(parts)
+                self._rest = deque(parts)
         return chunk
 
     def _fill_from_rest(self, chunk: Chunk, bytes_max: int) -> bool:
         """Take what is left of an object that needs several messages; whether nothing is left of it then."""
         while self._rest and chunk.has_room(self._rest[0], bytes_max):
             chunk.add(self._rest.popleft())
-        return not self._rest
+        if self._rest:
+            return False
+        self._rest = None
+        return True
 
     def _take(self, step: _Step, key: ObjectKey, version: int | None) -> None:
         """Note that an object is sent, or needs no sending."""

@@ -50,22 +50,12 @@ class Use:
 
 
 def use_of(state: State, project: str) -> dict[str, Use]:
-    """Return how far each limit of a project is used, by its name. Takes time in proportion to its groups and servers."""
-    groups, servers = list(state.groups(project)), list(state.servers(project))
-    none = Use(0)
-    most_rules, most_groups, most_addresses = none, none, none
-    for group in groups:
-        if (count := state.rule_count(group.id)) > most_rules.count:
-            most_rules = Use(count, group.id)
-    for server in servers:
-        if len(server.group_ids) > most_groups.count:
-            most_groups = Use(len(server.group_ids), server.id)
-        if len(server.addresses) > most_addresses.count:
-            most_addresses = Use(len(server.addresses), server.id)
+    """Return how far each limit of a project is used, by its name; see ``State.tallies`` for what that takes."""
+    tallies = state.tallies(project)
     return {
-        "groups_per_project": Use(len(groups)),
-        "rules_per_group": most_rules,
-        "groups_per_server": most_groups,
-        "servers_per_project": Use(len(servers)),
-        "addresses_per_server": most_addresses,
+        "groups_per_project": Use(state.group_total(project)),
+        "rules_per_group": Use(*tallies.rules_by_group.most()),
+        "groups_per_server": Use(*tallies.groups_by_server.most()),
+        "servers_per_project": Use(state.server_total(project)),
+        "addresses_per_server": Use(*tallies.addresses_by_server.most()),
     }

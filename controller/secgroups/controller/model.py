@@ -165,29 +165,30 @@ class RuleSpec:
     description: str = ""
 
     def __post_init__(self) -> None:
+        # What is not given is not looked at: a start makes as many as there are rules.
         if self.protocol is not None:
             if not 0 <= self.protocol <= 255:
                 raise InvalidError("protocol_number", f"is {self.protocol}, must be 0 to 255")
             if self.protocol == ICMPV6:
                 object.__setattr__(self, "protocol", ICMP)
-        self._check_ports()
-        self._check_icmp()
-        check_description(self.description)
+        if self.ports is not None:
+            self._check_ports(*self.ports)
+        if self.icmp_type is not None or self.icmp_code is not None:
+            self._check_icmp()
+        if self.description:
+            check_description(self.description)
 
-    def _check_ports(self) -> None:
-        if self.ports is None:
-            return
+    def _check_ports(self, first: int, last: int) -> None:
         if self.protocol not in PROTOCOLS_WITH_PORTS:
             raise InvalidError(
                 "ports", f"only TCP, UDP and SCTP have ports, {protocol_name(self.protocol)} has none: leave them out"
             )
-        first, last = self.ports
-        for field, port in (("ports.first", first), ("ports.last", last)):
-            if not 1 <= port <= PORT_MAX:
-                raise InvalidError(field, f"is {port}, must be 1 to {PORT_MAX}")
-        if first > last:
+        if not 1 <= first <= last <= PORT_MAX:
+            for field, port in (("ports.first", first), ("ports.last", last)):
+                if not 1 <= port <= PORT_MAX:
+                    raise InvalidError(field, f"is {port}, must be 1 to {PORT_MAX}")
             raise InvalidError("ports", f"first port {first} is above last port {last}")
-        if (first, last) == (1, PORT_MAX):
+        if last - first == PORT_MAX - 1:
             object.__setattr__(self, "ports", None)
 
     def _check_icmp(self) -> None:
@@ -321,7 +322,7 @@ class Server:
             check_name(self.agent_id, "agent_id")
         if not self.addresses:
             raise InvalidError("addresses", "must not be empty; a server has at least one address")
-        if len(self.addresses) > 1:
+        if len(self.addresses) > 1 and len(set(self.addresses)) < len(self.addresses):
             check_distinct([str(address) for address in self.addresses], "addresses")
         if not self.group_ids:
             raise InvalidError("group_ids", "must not be empty; a server has at least one group")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 from secgroups.controller.agent_record import AgentRecord, AgentStatus, Fleet, Standing
@@ -66,24 +66,19 @@ class Publisher:
 
     def _load(self) -> None:
         state = self._state
-        projects = state.projects
-        for group in chain.from_iterable(map(state.groups, projects)):
+        for group in state.all_groups():
             self._objects.know_group(group)
             self._history.begin(group.id, group.members_revision)
-        for server in chain.from_iterable(map(state.servers, projects)):
-            if server.agent_id and server.previous_agent_ids:
+        for server in state.all_servers():
+            if server.previous_agent_ids and server.agent_id:
                 # The latest was left with the last move; when the others were is not kept: at any time since the first revision.
                 left = dict.fromkeys(server.previous_agent_ids, 1) | {server.previous_agent_ids[0]: server.moved_revision}
                 self._moves.begin(server.key, left, server.agent_id, server.moved_revision)
         self._interest.begin(
-            (
-                (rule.group_id, remote)
-                for rule in chain.from_iterable(map(state.rules, projects))
-                if (remote := rule.spec.remote_group_id)
-            ),
+            ((rule.group_id, remote) for rule in state.all_rules() if (remote := rule.spec.remote_group_id)),
             (
                 (agent_id, server.key, server.group_ids)
-                for server in chain.from_iterable(map(state.servers, projects))
+                for server in state.all_servers()
                 for agent_id in self._agents_to_hold(server)
             ),
         )

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Generic, TypeVar
 
 from secgroups.controller.limits import LimitOverrides, Limits
@@ -25,6 +26,7 @@ from secgroups.controller.model import (
     is_default_name,
 )
 from secgroups.controller.store.interface import Contents
+from secgroups.controller.tally import ProjectTallies
 
 V = TypeVar("V", Group, Rule, Server)
 K = TypeVar("K")
@@ -33,9 +35,10 @@ K = TypeVar("K")
 class _Shelf(Generic[V]):
     """Objects of one project by id, with their ids in order."""
 
-    def __init__(self) -> None:
-        self.by_id: dict[str, V] = {}
-        self._ids: list[str] = []
+    def __init__(self, by_id: dict[str, V] | None = None) -> None:
+        """Begin with objects by id, which are the shelf's own from now on."""
+        self.by_id: dict[str, V] = by_id or {}
+        self._ids: list[str] = sorted(self.by_id)
 
     def put(self, key: str, value: V) -> None:
         if key not in self.by_id:
@@ -57,22 +60,23 @@ class State:
 
     def __init__(self, contents: Contents) -> None:
         self.revision = contents.revision
-        self._groups: defaultdict[str, _Shelf[Group]] = defaultdict(_Shelf)
-        self._names: dict[tuple[str, str], str] = {}
-        self._rules: defaultdict[str, _Shelf[Rule]] = defaultdict(_Shelf)
-        self._servers: defaultdict[str, _Shelf[Server]] = defaultdict(_Shelf)
+        self._groups = _shelves(contents.groups)
+        self._names: dict[tuple[str, str], str] = {(group.project, group.name): group.id for group in contents.groups}
+        self._rules = _shelves(contents.rules)
+        self._servers = _shelves(contents.servers)
         self._rules_by_group: defaultdict[str, dict[str, Rule]] = defaultdict(dict)
         self._naming: defaultdict[str, dict[str, Rule]] = defaultdict(dict)
         self._servers_by_group: defaultdict[str, dict[str, Server]] = defaultdict(dict)
         self._servers_by_agent: defaultdict[str, dict[str, Server]] = defaultdict(dict)
-        self._server_by_address: dict[tuple[str, Address], str] = {}
+        # By project, of those that were asked about. Few are, and an address takes a while to hash.
+        self._server_by_address: dict[str, dict[Address, str]] = {}
+        # Of projects that were asked about, too.
+        self._tallies: dict[str, ProjectTallies] = {}
         self._limit_overrides = {each.project: each for each in contents.limit_overrides}
-        for group in contents.groups:
-            self._put_group(None, group)
         for rule in contents.rules:
-            self._put_rule(None, rule)
+            self._index_rule(rule)
         for server in contents.servers:
-            self._put_server(None, server)
+            self._index_server(server)
 
     @classmethod
     def load(cls, contents: Contents) -> State:
@@ -132,32 +136,53 @@ class State:
             remote = rule.spec.remote_group_id
             if rule is after:
                 self._rules[rule.project].put(rule.id, rule)
-                self._rules_by_group[rule.group_id][rule.id] = rule
-                if remote is not None:
-                    self._naming[remote][rule.id] = rule
+                self._index_rule(rule)
             elif after is None:
                 _drop(self._rules, rule.project, rule.id)
                 _remove(self._rules_by_group, rule.group_id, rule.id)
                 if remote is not None:
                     _remove(self._naming, remote, rule.id)
+            if rule.project in self._tallies:
+                self._tallies[rule.project].rules_by_group.put(rule.group_id, self.rule_count(rule.group_id))
+
+    def _index_rule(self, rule: Rule) -> None:
+        self._rules_by_group[rule.group_id][rule.id] = rule
+        remote = rule.spec.remote_group_id
+        if remote is not None:
+            self._naming[remote][rule.id] = rule
 
     def _put_server(self, before: Server | None, after: Server | None) -> None:
         if before is not None:
             for group_id in before.group_ids:
                 _remove(self._servers_by_group, group_id, before.key)
             _remove(self._servers_by_agent, before.agent_id, before.key)
+            by_address = self._server_by_address.get(before.project, {})
             for address in before.addresses:
-                _release(self._server_by_address, (before.project, address), before.id)
+                _release(by_address, address, before.id)
             if after is None:
                 _drop(self._servers, before.project, before.id)
+                self._tally_server(before.project, before.id, 0, 0)
+                if before.project not in self._servers:
+                    self._server_by_address.pop(before.project, None)
+                    self._tallies.pop(before.project, None)
         if after is not None:
             self._servers[after.project].put(after.id, after)
-            for group_id in after.group_ids:
-                self._servers_by_group[group_id][after.key] = after
-            if after.agent_id:
-                self._servers_by_agent[after.agent_id][after.key] = after
-            for address in after.addresses:
-                self._server_by_address[after.project, address] = after.id
+            self._index_server(after)
+            self._tally_server(after.project, after.id, len(after.group_ids), len(after.addresses))
+            if after.project in self._server_by_address:
+                self._server_by_address[after.project] |= dict.fromkeys(after.addresses, after.id)
+
+    def _index_server(self, server: Server) -> None:
+        key = server.key
+        for group_id in server.group_ids:
+            self._servers_by_group[group_id][key] = server
+        if server.agent_id:
+            self._servers_by_agent[server.agent_id][key] = server
+
+    def _tally_server(self, project: str, server_id: str, groups: int, addresses: int) -> None:
+        if project in self._tallies:
+            self._tallies[project].groups_by_server.put(server_id, groups)
+            self._tallies[project].addresses_by_server.put(server_id, addresses)
 
     def _put_limit_overrides(self, project: str, after: Object | None) -> None:
         if isinstance(after, LimitOverrides):
@@ -193,8 +218,23 @@ class State:
         return self._servers[project].by_id.get(server_id) if project in self._servers else None
 
     def server_of_address(self, project: str, address: Address) -> Server | None:
-        server_id = self._server_by_address.get((project, address))
+        """Return the server that has an address. The first time it takes time in proportion to the servers of the project."""
+        by_address = self._server_by_address.get(project)
+        if by_address is None and project in self._servers:
+            by_address = {each: server.id for server in self._servers[project].by_id.values() for each in server.addresses}
+            self._server_by_address[project] = by_address
+        server_id = by_address.get(address) if by_address else None
         return self.find_server(project, server_id) if server_id else None
+
+    def all_groups(self) -> Iterator[Group]:
+        """Yield the groups of all projects, in no order; not to be held over a change. So do the next two."""
+        return chain.from_iterable(shelf.by_id.values() for shelf in self._groups.values())
+
+    def all_rules(self) -> Iterator[Rule]:
+        return chain.from_iterable(shelf.by_id.values() for shelf in self._rules.values())
+
+    def all_servers(self) -> Iterator[Server]:
+        return chain.from_iterable(shelf.by_id.values() for shelf in self._servers.values())
 
     def groups(self, project: str, after: str = "") -> Iterator[Group]:
         """Yield a project's groups whose id is above ``after``."""
@@ -227,6 +267,26 @@ class State:
     def rule_count(self, group_id: str) -> int:
         return len(self._rules_by_group.get(group_id, ()))
 
+    def group_total(self, project: str) -> int:
+        return len(self._groups[project].by_id) if project in self._groups else 0
+
+    def server_total(self, project: str) -> int:
+        return len(self._servers[project].by_id) if project in self._servers else 0
+
+    def tallies(self, project: str) -> ProjectTallies:
+        """Return which groups and servers have the most. The first time it takes time in proportion to those of the project."""
+        tallies = self._tallies.get(project)
+        if tallies is None:
+            tallies = ProjectTallies()
+            for group in self.groups(project):
+                tallies.rules_by_group.put(group.id, self.rule_count(group.id))
+            if project in self._servers:
+                # Without servers there is little to count, and nobody to keep it for.
+                self._tallies[project] = tallies
+                for server in self.servers(project):
+                    self._tally_server(project, server.id, len(server.group_ids), len(server.addresses))
+        return tallies
+
     def members(self, group_id: str) -> Iterable[Address]:
         """Yield the addresses of a group's members, in no order."""
         for server in self._servers_by_group.get(group_id, {}).values():
@@ -251,6 +311,14 @@ class State:
     def guards(self, agent_id: str) -> bool:
         """Whether an agent guards a server."""
         return agent_id in self._servers_by_agent
+
+
+def _shelves(things: Iterable[V]) -> defaultdict[str, _Shelf[V]]:
+    """Return objects by project."""
+    by_project: defaultdict[str, dict[str, V]] = defaultdict(dict)
+    for thing in things:
+        by_project[thing.project][thing.id] = thing
+    return defaultdict(_Shelf, {project: _Shelf(by_id) for project, by_id in by_project.items()})
 
 
 def _remove(index: defaultdict[str, dict[str, V]], key: str, item: str) -> None:

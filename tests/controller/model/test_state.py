@@ -72,15 +72,32 @@ def test_groups_that_exchange_their_names_are_found_by_them(backwards: bool) -> 
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("goes", [False, True])
-def test_an_address_that_changes_hands_is_that_of_its_new_server(backwards: bool, goes: bool) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_address_that_changes_hands_is_that_of_its_new_server(backwards: bool, goes: bool, asked: bool) -> None:
     before = [server("s1", "10.0.0.1", "10.0.0.3"), server("s2", "10.0.0.2")]
     state = State.load(Contents(revision=1, servers=before))
+    if asked:
+        assert state.server_of_address("p", ADDRESS) == before[0]
     loses = None if goes else replace(before[0], addresses=before[0].addresses[1:])
     gains = replace(before[1], addresses=(*before[1].addresses, ADDRESS))
     changes = [change(before[0], loses), change(before[1], gains)]
     state.apply(changes[::-1] if backwards else changes)
     assert state.server_of_address("p", ADDRESS) == gains
     assert state.server_of_address("p", ip_address("10.0.0.3")) == loses
+
+
+def test_who_has_the_most_is_kept_up_once_it_was_asked_for() -> None:
+    servers = [server("s1", "10.0.0.1", "10.0.0.3"), server("s2", "10.0.0.2")]
+    rules = [rule("r1", "p"), rule("r2", "p")]
+    state = State.load(Contents(revision=1, groups=[group("p-g", "web")], rules=rules, servers=servers))
+    tallies = state.tallies("p")
+    assert (tallies.rules_by_group.most(), tallies.addresses_by_server.most()) == ((2, "p-g"), (2, "s1"))
+    grown = replace(servers[1], addresses=(*servers[1].addresses, ip_address("10.0.0.4"), ip_address("10.0.0.5")))
+    state.apply([change(servers[1], grown), change(rules[0], None)])
+    assert (tallies.rules_by_group.most(), tallies.addresses_by_server.most()) == ((1, "p-g"), (3, "s2"))
+    state.apply([change(grown, None), change(rules[1], None)])
+    assert (tallies.rules_by_group.most(), tallies.addresses_by_server.most()) == ((0, ""), (2, "s1"))
+    assert (tallies.groups_by_server.most(), state.server_total("p")) == ((1, "s1"), 1)
 
 
 def test_of_projects_that_are_gone_nothing_is_left() -> None:
@@ -102,4 +119,6 @@ def _come_and_go(state: State, projects: int) -> None:
         project = f"p{number}"
         things = [group(f"{project}-g", "web", project), rule(f"{project}-r", project), server("s", "10.0.0.1", project=project)]
         state.apply([change(None, thing) for thing in things])
+        state.tallies(project)
+        state.server_of_address(project, ADDRESS)
         state.apply([change(thing, None) for thing in reversed(things)])

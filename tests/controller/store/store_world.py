@@ -76,9 +76,25 @@ def everything(state: State, projects: Iterable[str] = (PROJECT,)) -> dict[str, 
             "members": {group.id: sorted(map(str, state.members(group.id))) for group in groups},
             "attached": {group.id: state.servers_of_group(group.id) for group in groups},
             "counts": {group.id: (state.rule_count(group.id), state.server_count(group.id)) for group in groups},
+            "most": most(state, project),
             "owners": {str(each): state.server_of_address(project, each) for server in servers for each in server.addresses},
         }
     return read
+
+
+def most(state: State, project: str) -> list[int]:
+    """Return the largest counts of a project, each of which the one that is named has."""
+    tallies, servers = state.tallies(project), list(state.servers(project))
+    found = {
+        tallies.rules_by_group: {group.id: state.rule_count(group.id) for group in state.groups(project)},
+        tallies.groups_by_server: {server.id: len(server.group_ids) for server in servers},
+        tallies.addresses_by_server: {server.id: len(server.addresses) for server in servers},
+    }
+    for tally, counts in found.items():
+        count, named = tally.most()
+        assert (count, counts.get(named, 0)) == (max(counts.values(), default=0), count)
+    assert (state.group_total(project), state.server_total(project)) == (len(list(state.groups(project))), len(servers))
+    return [tally.most()[0] for tally in found]
 
 
 def folded(store: SqliteStore, page: int = 1_000) -> State:
@@ -92,6 +108,9 @@ def folded(store: SqliteStore, page: int = 1_000) -> State:
             return state
         state.apply(read.changes)
         assert state.revision == read.revision
+        # What was asked for is kept up from then on.
+        for project in state.projects:
+            most(state, project)
 
 
 def files(folder: Path) -> dict[str, bytes]:

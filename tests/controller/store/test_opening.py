@@ -19,7 +19,7 @@ from secgroups.controller.core import Core
 from secgroups.controller.errors import StoreFileError, StoreUnavailableError
 from secgroups.controller.state import State
 from secgroups.controller.store.migrations import MIGRATIONS
-from secgroups.controller.store.opening import begin_journal, open_writer
+from secgroups.controller.store.opening import begin_journal, open_writer, read_ahead
 from secgroups.controller.store.sqlite import SqliteStore
 
 Spoil = Callable[[Path], object]
@@ -98,8 +98,16 @@ def replaced_by_migrations_of_another(path: Path) -> None:
         ("is damaged", edited("UPDATE meta SET value = 'last' WHERE key = 'last_id'")),
         ("is damaged (no such table: requests)", edited("DROP TABLE requests")),
         ("is damaged (no such table: rules)", edited("DROP TABLE rules")),
-        ("rules refer to groups that are gone", edited("DELETE FROM groups WHERE name = 'g7'")),
-        ("addresses refer to servers that are gone", edited("DELETE FROM servers WHERE id = 's7'")),
+        ("is damaged (rules: 01", edited("DELETE FROM groups WHERE name = 'g7'")),
+        ("is damaged (addresses: server p/s7 is gone", edited("DELETE FROM servers WHERE id = 's7'")),
+        (
+            "is damaged (attachments: server p/gone is gone",
+            edited("INSERT INTO attachments SELECT project, 'gone', group_id FROM attachments WHERE server_id = 's7'"),
+        ),
+        (
+            "is damaged (servers: p/s7: group gone is gone",
+            edited("UPDATE attachments SET group_id = 'gone' WHERE server_id = 's7'"),
+        ),
         ("is damaged (servers: p/s7: group_ids: must not be empty", edited("DELETE FROM attachments WHERE server_id = 's7'")),
         ("is damaged (servers: p/s7: addresses: must not be empty", edited("DELETE FROM addresses WHERE server_id = 's7'")),
         ("is damaged", edited("""UPDATE rules SET spec = '{"direction":' WHERE rowid = 7""")),
@@ -107,6 +115,13 @@ def replaced_by_migrations_of_another(path: Path) -> None:
         ("is damaged (rules: 01", edited("UPDATE rules SET spec = replace(spec, 'EGRESS', 'SIDEWAYS') WHERE rowid = 7")),
         ("ports.first: is 77777", edited("UPDATE rules SET spec = replace(spec, '22', '77777') WHERE spec LIKE '%[22,22]%'")),
         ("its spec names group", edited("UPDATE rules SET remote_group_id = NULL WHERE remote_group_id IS NOT NULL")),
+        (
+            "group gone is gone",
+            edited(
+                "UPDATE rules SET spec = replace(spec, remote_group_id, 'gone'), remote_group_id = 'gone' "
+                "WHERE remote_group_id IS NOT NULL"
+            ),
+        ),
         ("name: must not contain a slash", edited("UPDATE groups SET name = 'a/b' WHERE name = 'g7'")),
         ("'10.0.0.300' is no address", edited("UPDATE addresses SET address = '10.0.0.300' WHERE server_id = 's7'")),
         ("is damaged (servers: p/s7: ", edited("UPDATE addresses SET address = 'fe80::1::2' WHERE server_id = 's7'")),
@@ -136,6 +151,28 @@ def test_a_sound_file_is_opened_as_it_was(path: Path, sound: bytes) -> None:
         state = State(store.load())
         assert (state.revision, len(list(state.groups(PROJECT))), len(list(state.servers(PROJECT)))) == (81, 41, 40)
         assert commit(store, new_group("one-more")).revision == 82
+
+
+def test_what_is_read_ahead_is_in_memory_when_it_is_asked_for(path: Path) -> None:
+    path.write_bytes(bytes(64 << 20))
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_in_memory(path):
+        pytest.skip("this file system keeps all in memory")
+    read_ahead(path)
+    assert is_in_memory(path)
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether nothing of a file has to be waited for."""
+    with path.open("rb") as file:
+        try:
+            return all(
+                os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT) for at in range(0, path.stat().st_size, PAGE_BYTES)
+            )
+        except BlockingIOError:
+            return False
 
 
 @pytest.mark.parametrize("table", [b"rules", b"tokens"])

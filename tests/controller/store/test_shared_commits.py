@@ -72,7 +72,7 @@ def test_each_of_a_batch_gets_what_it_would_get_alone(store: SqliteStore) -> Non
     assert [group.name for group in state.groups(PROJECT)] == ["default", "a", "b"]
     assert [server.id for server in state.servers(PROJECT)] == ["s"]
     assert store.revision == 5
-    assert everything(folded(store)) == everything(state)
+    assert everything(folded(store, 3)) == everything(state)
 
 
 def test_a_batch_in_which_nothing_changes_writes_nothing(store: SqliteStore, path: Path) -> None:

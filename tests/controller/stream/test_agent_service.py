@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from secgroups.controller.metrics import Counts
 from secgroups.controller.services.agents import Agents, add_agents_to_server
 from secgroups.controller.services.waiting import wait_for_revision
 from secgroups.controller.store.sqlite import SqliteStore
+from secgroups.controller.stream_messages import Hello, SyncPoint, Update, Welcome
 from secgroups.controller.stream_settings import StreamSettings
 from secgroups.v1 import agent_service_pb2 as pb
 from secgroups.v1 import ruleset_service_pb2 as rulesets
@@ -195,6 +197,24 @@ def said_at_length(size_bytes: int) -> pb.SubscribeRequest:
 )
 async def test_an_odd_agent_is_sent_away_and_harms_nobody(site: Site, reason: str, messages: list[pb.SubscribeRequest]) -> None:
     await is_sent_away(site, INVALID, reason, messages)
+
+
+async def test_of_what_was_said_on_a_stream_nothing_is_kept_while_it_lasts(site: Site) -> None:
+    def kept() -> list[object]:
+        """Return what both sides said: a hello counts for what it lists, else the record of an agent is one."""
+        said = (pb.SubscribeRequest, Welcome, Update, SyncPoint)
+        return [each for each in gc.get_objects() if isinstance(each, said) or (isinstance(each, Hello) and each.held)]
+
+    gc.collect()
+    before = kept()
+    revision = await site.server("s1", "a", 1)
+    client = Client(site)
+    await client.greet(held=[pb.ObjectVersion(kind=pb.OBJECT_KIND_GROUP, key=f"g{number}", version=1) for number in range(100)])
+    # Whatever it holds was told, taken in and acknowledged.
+    assert (await site.wait(revision)).in_force
+    gc.collect()
+    assert [each for each in kept() if not any(each is earlier for earlier in before)] == []
+    client.call.cancel()
 
 
 @impatient

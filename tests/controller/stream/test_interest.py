@@ -39,6 +39,44 @@ def test_begun_with_everything_it_is_what_it_would_have_become(named: list, plac
     check_equal(begun, Interest())
 
 
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("place"), st.sampled_from(AGENTS), st.sampled_from(SERVERS), groups),
+        st.tuples(st.just("displace"), st.sampled_from(AGENTS), st.sampled_from(SERVERS)),
+        st.tuples(st.sampled_from(["name_remote", "unname_remote"]), st.sampled_from(GROUPS), st.sampled_from(GROUPS)),
+    )
+)
+
+
+@given(naming, placing, steps)
+def test_what_a_change_answers_does_not_depend_on_who_has_asked_before(named: list, placed: dict, changes: list) -> None:
+    entries = [(agent, server, group_ids) for server, (group_ids, agents) in placed.items() for agent in sorted(agents)]
+    asked, unasked = Interest(), Interest()
+    for interest in (asked, unasked):
+        interest.begin(named, entries)
+    rules = list(named)
+    for name, *values in changes:
+        if name == "unname_remote":
+            if tuple(values) not in rules:
+                continue
+            rules.remove(tuple(values))
+        elif name == "name_remote":
+            rules.append(tuple(values))
+        before = wanted_sets(unasked)
+        for remote in GROUPS:
+            asked.agents_of((Kind.SET, remote))
+        marks = getattr(unasked, name)(*values)
+        assert sorted(marks, key=str) == sorted(getattr(asked, name)(*values), key=str)
+        moved = {(agent, key[1]) for agents, key in marks if key[0] is Kind.SET for agent in agents}
+        assert moved == before ^ wanted_sets(unasked)
+    check_equal(asked, unasked)
+
+
+def wanted_sets(interest: Interest) -> set[tuple[str, str]]:
+    """Return agents with their address sets, without asking who needs which."""
+    return {(agent, name) for agent in AGENTS for kind, name in interest.span(agent) if kind is Kind.SET}
+
+
 def check_equal(one: Interest, other: Interest) -> None:
     assert sorted(one.agents()) == sorted(other.agents())
     for key in KEYS:

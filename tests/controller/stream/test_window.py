@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -316,3 +317,21 @@ def test_a_window_is_open_up_to_its_bounds(is_open: bool, messages: int, size_by
     assert not window.received(len(sent))
     assert window.is_open
     assert window.is_empty
+
+
+def test_marks_of_a_first_step_take_no_memory_when_it_is_sent(world: World) -> None:
+    group = world.group("g")
+    servers = 1_000
+    for number in range(servers):
+        world.server(f"s{number}", "a", [group])
+    tracemalloc.start()
+    try:
+        agent = Agent(world, "a")
+        agent.connect()
+        agent.pump()
+        places = tracemalloc.take_snapshot().statistics("filename")
+    finally:
+        tracemalloc.stop()
+    # Where the marks of a stream's beginning are made.
+    (made,) = [each for each in places if each.traceback[0].filename.endswith("secgroups/controller/resume.py")]
+    assert made.size < 10 * servers

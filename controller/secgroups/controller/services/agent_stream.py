@@ -9,6 +9,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from secgroups.controller.errors import InvalidError
+from secgroups.controller.services.signal import Signal
 from secgroups.controller.services.stream_wire import ack_of, hello_of, preview_result_of, report_of
 from secgroups.controller.stream_messages import GoAway, Outbound, Report, Update, Welcome
 from secgroups.v1 import agent_service_pb2 as pb
@@ -63,7 +64,7 @@ class AgentStream:
         self._pace = pace
         self._clocks = clocks
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._news = Signal()
         self._silence_s = HEARTBEATS_MAX * settings.heartbeat_s
         self._heard_s = self._clocks.monotonic_s()
         self._writing_since_s: float | None = None
@@ -88,9 +89,9 @@ class AgentStream:
             return
         if not isinstance(first, bytes):
             return
-        hello = hello_of(_parsed(first))
-        check_is_agent(hello.agent_id)
-        channel = self._publisher.connect(hello, self._wake, self._clocks.now_us())
+        channel = self._connect(first, check_is_agent)
+        # A coroutine keeps what its variables hold for as long as it runs, which is the life of the stream.
+        del first
         self._heard(channel)
         log.info("agent_connected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, host=channel.hello.host)
         reading = asyncio.create_task(self._read(channel))
@@ -110,6 +111,12 @@ class AgentStream:
                 timer.cancel()
             self._publisher.disconnect(channel)
             log.info("agent_disconnected", agent_id=channel.agent_id, boot_id=channel.hello.boot_id, reason=reason)
+
+    def _connect(self, first: bytes, check_is_agent: Callable[[str], None]) -> AgentChannel:
+        """Open the channel of the agent whose hello came first, which may name thousands of objects that it holds."""
+        hello = hello_of(_parsed(first))
+        check_is_agent(hello.agent_id)
+        return self._publisher.connect(hello, self._wake, self._clocks.now_us())
 
     def _reading_ended(self, reading: asyncio.Task[None]) -> None:
         # Whoever sends looks at it, unless that has ended before.
@@ -165,6 +172,8 @@ class AgentStream:
                 log.info("agent_welcomed", agent_id=channel.agent_id, mode=channel.mode.name, reason=channel.mode_reason)
             if messages and isinstance(messages[-1], Update) and not messages[-1].more:
                 self._quiet_until_s = self._clocks.monotonic_s() + self._settings.coalesce_s
+            # Not for as long as nothing else is to be sent.
+            del messages
             # There may be more than what the window, or the last look, had room for.
             if channel.has_news:
                 self._news.set()
@@ -203,6 +212,8 @@ class AgentStream:
                 case _:
                     # A newer agent may say more than this controller understands.
                     self._heard(channel)
+            # Not for as long as it says nothing else.
+            del said, request
 
     def _heard(self, channel: AgentChannel, report: Report | None = None) -> None:
         self._publisher.heard(channel, self._clocks.now_us(), self._clocks.monotonic_us(), report)

@@ -1,19 +1,19 @@
-"""Everything that a file holds, read at the start: one pass over each table, in the order of its keys.
+"""Everything that a file holds, read at the start: one pass over each table.
 
-Every object is checked as if it were new, for a file can be edited by hand. What repeats is made once and shared:
-specs and prefixes of rules, ids, names of projects and agents, the groups that many servers have in common.
+Every object is checked as if it were new, and so is what it refers to, for a file can be edited by hand. What repeats is made once
+and shared: specs and prefixes of rules, ids, names of projects and agents, the groups that many servers have in common.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from secgroups.controller.errors import RequestError
 from secgroups.controller.limits import LimitOverrides
-from secgroups.controller.model import Group, Rule, Server
+from secgroups.controller.model import Group, Rule, RuleSpec, Server
 from secgroups.controller.store.interface import Contents
 from secgroups.controller.store.records import (
     GROUP_COLUMNS,
@@ -21,7 +21,7 @@ from secgroups.controller.store.records import (
     SERVER_COLUMNS,
     address_of,
     names_of,
-    spec_of_text,
+    read_spec,
 )
 from secgroups.controller.trust.kept import AgentCertificate, AgentRevocation, KeptCredentials, Token
 from secgroups.controller.trust.principals import Role
@@ -29,8 +29,9 @@ from secgroups.controller.trust.principals import Role
 V = TypeVar("V")
 
 _GROUPS = f"SELECT {', '.join(GROUP_COLUMNS)} FROM groups ORDER BY id"  # noqa: S608
-_RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revision FROM rules ORDER BY id"
-_SERVERS = f"SELECT {', '.join(SERVER_COLUMNS)} FROM servers ORDER BY project, id"  # noqa: S608
+# In the order in which they lie in the file: by their keys, each row of these would be looked up in another place.
+_RULES = "SELECT id, project, group_id, spec, remote_group_id, created_us, revision FROM rules ORDER BY rowid"
+_SERVERS = f"SELECT {', '.join(SERVER_COLUMNS)} FROM servers ORDER BY rowid"  # noqa: S608
 _ADDRESSES = "SELECT project, server_id, address FROM addresses ORDER BY project, server_id, position"
 _ATTACHMENTS = "SELECT project, server_id, group_id FROM attachments ORDER BY project, server_id, group_id"
 
@@ -45,6 +46,13 @@ def load(connection: sqlite3.Connection, revision: int) -> Contents:
     return _Loading(connection).contents(revision)
 
 
+class _GroupIds(dict[str, str]):
+    """The one string of each group's id. ValueError for a group that is not there: SQLite's shell does not guard references."""
+
+    def __missing__(self, group_id: str) -> str:
+        raise ValueError(f"group {group_id} is gone")
+
+
 class _Loading:
     """One reading of a file. What is shared is forgotten with it."""
 
@@ -52,14 +60,22 @@ class _Loading:
         self._connection = connection
         # Called with a value twice it returns the first that was equal: SQLite makes a new string for every column of every row.
         self._share: Callable[[Any, Any], Any] = {}.setdefault
+        self._group_ids = _GroupIds()
+        self._specs: dict[str, RuleSpec] = {}
 
     def contents(self, revision: int) -> Contents:
-        groups = list(self._each("groups", _GROUPS, self._group))
-        rules = list(self._each("rules", _RULES, self._rule))
+        groups = self._each("groups", _GROUPS, self._group)
+        self._group_ids.update((group.id, group.id) for group in groups)
+        rules = self._each("rules", _RULES, self._rule)
+        self._specs.clear()
         self._addresses = self._lists(_ADDRESSES)
         self._attached = self._lists(_ATTACHMENTS)
-        servers = list(self._each("servers", _SERVERS, self._server))
-        limits = list(self._each("limit_overrides", _LIMITS, self._limit_overrides))
+        servers = self._each("servers", _SERVERS, self._server)
+        for table, left in (("addresses", self._addresses), ("attachments", self._attached)):
+            for project, by_server in left.items():
+                for server_id in by_server:
+                    raise ValueError(f"{table}: server {project}/{server_id} is gone")
+        limits = self._each("limit_overrides", _LIMITS, self._limit_overrides)
         return Contents(
             revision=revision,
             groups=groups,
@@ -75,19 +91,25 @@ class _Loading:
         cursor.row_factory = None
         return cursor.execute(query)
 
-    def _each(self, table: str, query: str, make: Callable[..., V]) -> Iterator[V]:
+    def _each(self, table: str, query: str, make: Callable[..., V]) -> list[V]:
+        made = []
         for row in self._rows(query):
             try:
-                yield make(*row)
+                made.append(make(*row))
             except (RequestError, LookupError, ValueError, TypeError) as error:
                 key = row[0] if table != "servers" else f"{row[0]}/{row[1]}"
                 raise ValueError(f"{table}: {key}: {error}") from None
+        return made
 
-    def _lists(self, query: str) -> defaultdict[str, defaultdict[str, list[str]]]:
-        """Return a column of what servers have several of, by project and server."""
-        found: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    def _lists(self, query: str) -> dict[str, dict[str, list[str]]]:
+        """Return a column of what servers have several of, by project and server. Rows of a project follow one another."""
+        found: dict[str, dict[str, list[str]]] = {}
+        last, by_server = None, defaultdict[str, list[str]](list)
         for project, server_id, value in self._rows(query):
-            found[project][server_id].append(value)
+            if project != last:
+                last, by_server = project, defaultdict(list)
+                found[project] = by_server
+            by_server[server_id].append(value)
         return found
 
     def _credentials(self) -> KeptCredentials:
@@ -122,7 +144,7 @@ class _Loading:
         share = self._share
         created_us, updated_us, revision, rules_revision, members_revision = values
         return Group(
-            id=share(id_, id_),
+            id=id_,
             project=share(project, project),
             name=name,
             description=share(description, description),
@@ -135,14 +157,18 @@ class _Loading:
 
     def _rule(self, id_: str, project: str, group_id: str, text: str, remote: str | None, created_us: int, revision: int) -> Rule:
         share = self._share
-        spec = spec_of_text(text)
+        spec = self._specs.get(text)
+        if spec is None:
+            spec = self._specs[text] = read_spec(text)
         if spec.remote_group_id != remote:
             # SQLite guards the column, and only with it what the spec refers to.
             raise ValueError(f"its spec names group {spec.remote_group_id} as remote, its row names {remote}")
+        if remote is not None:
+            self._group_ids[remote]
         return Rule(
             id=id_,
             project=share(project, project),
-            group_id=share(group_id, group_id),
+            group_id=self._group_ids[group_id],
             spec=spec,
             created_us=created_us,
             revision=revision,
@@ -152,12 +178,13 @@ class _Loading:
         share = self._share
         created_us, updated_us, revision, binding_revision, previous_agent_text, moved_revision = values
         previous_agent_ids = names_of(previous_agent_text)
-        group_ids = tuple([share(group_id, group_id) for group_id in self._attached[project].pop(id_, ())])
+        ids = self._group_ids
+        group_ids = tuple([ids[group_id] for group_id in self._attached.get(project, {}).pop(id_, ())])
         return Server(
             project=share(project, project),
             id=id_,
             name=name,
-            addresses=tuple([address_of(text) for text in self._addresses[project].pop(id_, ())]),
+            addresses=tuple([address_of(text) for text in self._addresses.get(project, {}).pop(id_, ())]),
             agent_id=share(agent_id, agent_id),
             group_ids=share(group_ids, group_ids),
             created_us=created_us,

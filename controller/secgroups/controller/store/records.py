@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from socket import AF_INET, inet_pton
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any
 
 from secgroups.controller.limits import LIMIT_NAMES, LimitOverrides
@@ -30,6 +30,8 @@ Row = Mapping[str, Any]
 
 # Most rules name one of few prefixes, and to parse one takes longer than all the rest of a rule.
 _network = lru_cache(maxsize=4_096)(ip_network)
+
+_DIRECTIONS = dict(Direction.__members__)
 
 # One encoder for all: json.dumps makes one a call where anything is not its default.
 to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -59,7 +61,7 @@ def spec_of(record: Row) -> RuleSpec:
     """Return the spec of its JSON values."""
     remote = record["remote"]
     return RuleSpec(
-        direction=Direction[record["direction"]],
+        direction=_DIRECTIONS[record["direction"]],
         protocol=record["protocol"],
         ports=tuple(record["ports"]) if record["ports"] else None,
         icmp_type=record["icmp_type"],
@@ -69,23 +71,23 @@ def spec_of(record: Row) -> RuleSpec:
     )
 
 
-# Many rules allow the same, those that a group is born with first of all.
-@lru_cache(maxsize=4_096)
-def spec_of_text(text: str) -> RuleSpec:
-    """Return the spec of its JSON."""
+def read_spec(text: str) -> RuleSpec:
+    """Return the spec of its JSON. ValueError, LookupError, TypeError, InvalidError if it is none."""
     record, end = _from_json(text)
     if end != len(text):
         raise ValueError(f"{len(text) - end} characters after the end of its spec")
     return spec_of(record)
 
 
+# Many rules allow the same, those that a group is born with first of all.
+spec_of_text = lru_cache(maxsize=4_096)(read_spec)
+
+
 def address_of(text: str) -> Address:
     """Return the address that ``text`` spells as it was written: dotted or with colons. ValueError if it is none."""
-    if ":" in text:
-        return IPv6Address(text)
+    # As strict as the classes are with text, and several times as quick; IPv6 addresses of one link are none here.
     try:
-        # As strict as the class is with text, and four times as quick.
-        return IPv4Address(inet_pton(AF_INET, text))
+        return IPv6Address(inet_pton(AF_INET6, text)) if ":" in text else IPv4Address(inet_pton(AF_INET, text))
     except OSError:
         raise ValueError(f"{text!r} is no address") from None
 
