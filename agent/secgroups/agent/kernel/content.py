@@ -55,7 +55,7 @@ def content(
         chain = f"{prefix}-{version}"
         address = ADDRESS_TYPES[version]
         yield table.add_chain(chain)
-        yield table.add_rule(chain, "checks", jump(opening(direction)))
+        yield table.add_rule(chain, "checks", jump(opening(direction, version)))
         for name, boxes, group_id in _box_sets(chain, family):
             by_network = isinstance(boxes[0], NetworkBox)
             yield table.add_box_set(name, (address, *_PORT_TYPES) if by_network else _PORT_TYPES)
