@@ -15,6 +15,9 @@ Packets without a connection (``invalid``, ``untracked``) are found by their own
 Nearly all packets are of established connections, so what they meet comes first and is little: is the source a server's, and if so
 does it come from where it should; who are the ends; are their epochs current. Look-ups cost most. What comes from no server, in the
 direction of the opener, was opened by none: that end needs no look-up. In other rules what seldom matches is compared first.
+
+Whenever a rule that names a chain comes, the kernel follows all ways there are from the hooks, through each element of the verdict
+maps and through the chains behind it, as often as a way leads there (``nft_chain_validate``). So few ways lead to these maps.
 """
 
 from __future__ import annotations
@@ -52,13 +55,16 @@ IP = {4: "ip", 6: "ip6"}
 FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
 
 _SHARED_CHAINS = (
-    *("opener", "opener-established", "opener-alone", "answerer-alone", "reverse-path", "rogue", "related"),
+    *("opener", "opener-new", "opener-alone", "answerer-alone", "rogue", "related"),
     *("port-source", "port-destination"),
 )
 
 ICMP_PROTOCOLS = one_of(1, 58)
 WITHOUT_CONNECTION = match(ct("state"), ["invalid", "untracked"], "in")
-_ESTABLISHED = match(ct("state"), "established", "in")
+_ESTABLISHED = match(ct("state"), "established")
+# This host would not send its answers to where the packet comes from.
+_NO_WAY_BACK = match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, 0)
+_SPOOFED = goto(deny(Reason.SPOOFED_SOURCE, Direction.EGRESS))
 _RELATED = match(ct("state"), "related", "in")
 UNCONFIRMED = match(bits(ct("status"), "confirmed"), 0)
 
@@ -137,7 +143,7 @@ def skeleton(table: Table, features: Features) -> list[Command]:
     commands += denials(table, features.log_group)
     for chain in _SHARED_CHAINS:
         commands.append(table.add_chain(chain))
-    commands += _rogue(table, features) + _related(table) + _reverse_path(table)
+    commands += _rogue(table, features) + _related(table)
     commands += _port_source(table, features) + _port_destination(table, features)
     commands += _opener(table, features) + _answerer_alone(table)
     for direction, version in product(Direction, IP):
@@ -166,20 +172,16 @@ def hooks(table: Table, features: Features) -> list[Command]:
 def _judge_opener(table: Table, features: Features, chain: str, hook: str) -> list[Command]:
     commands = []
     if hook != "output":
-        commands += [
-            table.add_rule(
-                chain,
-                "nobody takes a server's address",
-                match(header(IP[version], "saddr"), f"@servers{version}"),
-                goto("reverse-path"),
-            )
-            for version in IP
-        ]
-        if features.ports:
-            commands.append(table.add_rule(chain, "from a server's interface", match(meta("iifname"), "@ports"), goto("opener")))
         # The packet's source is the opener's, since sources are translated behind these hooks.
-        opened_elsewhere = (_ESTABLISHED, match(ct("direction"), "original"))
-        commands.append(table.add_rule(chain, "not opened by a server", *opened_elsewhere, ACCEPT))
+        from_opener = [_ESTABLISHED, match(ct("direction"), "original")]
+        if features.ports:
+            from_opener.append(match(meta("iifname"), "@ports", "!="))
+        for version in IP:
+            source, servers = header(IP[version], "saddr"), f"@servers{version}"
+            commands += [
+                table.add_rule(chain, "not opened by a server", *from_opener, match(source, servers, "!="), ACCEPT),
+                table.add_rule(chain, "nobody takes a server's address", match(source, servers), _NO_WAY_BACK, _SPOOFED),
+            ]
     return [*commands, table.add_rule(chain, "judge the opener", goto("opener"))]
 
 
@@ -261,16 +263,6 @@ def _related(table: Table) -> list[Command]:
     return commands
 
 
-def _reverse_path(table: Table) -> list[Command]:
-    chain = "reverse-path"
-    no_way_back = match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, 0)
-    refused = goto(deny(Reason.SPOOFED_SOURCE, Direction.EGRESS))
-    return [
-        table.add_rule(chain, "not where this host would send its answers", no_way_back, refused),
-        table.add_rule(chain, "judge the opener", goto("opener")),
-    ]
-
-
 def _port_source(table: Table, features: Features) -> list[Command]:
     chain = "port-source"
     commands = [
@@ -292,7 +284,7 @@ def _port_source(table: Table, features: Features) -> list[Command]:
             table.add_rule(chain, "DHCPv6 client", link_local, *_udp(*_DHCP[6]), ACCEPT),
             table.add_rule(chain, "neighbour discovery", link_local, neighbours, ACCEPT),
         ]
-    commands.append(table.add_rule(chain, "not an address of the server", goto(deny(Reason.SPOOFED_SOURCE, Direction.EGRESS))))
+    commands.append(table.add_rule(chain, "not an address of the server", _SPOOFED))
     return commands
 
 
@@ -327,37 +319,31 @@ def _udp(source: int, destination: int) -> tuple[Expression, ...]:
 
 
 def _opener(table: Table, features: Features) -> list[Command]:
-    chain = "opener"
+    chain, new, alone = "opener", "opener-new", "opener-alone"
     mask = features.marks.mask
     inherited = match(bits(ct("mark"), mask), 0, "!=")
     commands = [
         table.add_rule(chain, "DHCP servers", match(_BOTH_PORTS, server << 16 | client), match(meta("l4proto"), 17), jump("rogue"))
         for client, server in _DHCP.values()
     ]
-    commands += [
-        table.add_rule(chain, "a connection that has gone both ways", _ESTABLISHED, goto("opener-established")),
-        # A connection that another one announced (FTP) is born with the mark of that one.
-        table.add_rule(chain, "a new connection was never judged", UNCONFIRMED, inherited, set_mark(mask, 0)),
-        table.add_rule(chain, "routers", match(header("icmpv6", "type"), _ROUTER_ADVERTISEMENT), jump("rogue")),
-    ]
+    is_router = match(header("icmpv6", "type"), _ROUTER_ADVERTISEMENT)
+    commands.append(table.add_rule(chain if features.ports else new, "routers", is_router, jump("rogue")))
     if features.ports:
-        commands += [
-            table.add_rule(each, "from a server's interface", match(meta("iifname"), "@ports"), jump("port-source"))
-            for each in (chain, "opener-established")
-        ]
+        commands.append(table.add_rule(chain, "from a server's interface", match(meta("iifname"), "@ports"), jump("port-source")))
+    commands.append(table.add_rule(chain, "has not gone both ways", match(ct("state"), "established", "!="), jump(new)))
     commands += [
-        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, goto("opener-alone")),
-        table.add_rule(chain, "an error, or a connection that another announced", _RELATED, jump("related")),
-    ]
-    commands += [
-        table.add_rule("opener-alone", "by packet", verdict_of(header(IP[version], "saddr"), f"opens{version}")) for version in IP
-    ]
-    commands += [
-        table.add_rule(each, "by connection", verdict_of(ct(f"{IP[version]} saddr", "original"), f"opens{version}"))
-        for each in (chain, "opener-established")
+        table.add_rule(chain, "by connection", verdict_of(ct(f"{IP[version]} saddr", "original"), f"opens{version}"))
         for version in IP
     ]
-    return commands
+    return [
+        *commands,
+        # Behind those by connection, which match nothing without one.
+        table.add_rule(chain, "no connection", WITHOUT_CONNECTION, goto(alone)),
+        # A connection that another one announced (FTP) is born with the mark of that one.
+        table.add_rule(new, "a new connection was never judged", UNCONFIRMED, inherited, set_mark(mask, 0)),
+        table.add_rule(new, "an error, or a connection that another announced", _RELATED, jump("related")),
+        *(table.add_rule(alone, "by packet", verdict_of(header(IP[version], "saddr"), f"opens{version}")) for version in IP),
+    ]
 
 
 def _answerer_alone(table: Table) -> list[Command]:
