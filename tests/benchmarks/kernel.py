@@ -42,7 +42,7 @@ from running_system import System
 
 from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.kernel.settings import KernelSettings
-from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
+from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
 
 WEB4, CLIENT = "10.0.0.9", "203.0.113.7"
 TURNS = 60
@@ -188,22 +188,28 @@ async def changes() -> Row:
         for number in range(SERVERS)
     }
 
-    def of(revision: int, count: int) -> Ruleset:
-        held = AddressSet(group_id="big", version=revision, members=members(count))
-        return Ruleset(revision=revision, sets={"big": held}, groups=groups, servers=servers)
-
+    ruleset = Ruleset(
+        revision=1,
+        sets={"big": AddressSet(group_id="big", version=1, members=members(MEMBERS))},
+        groups=groups,
+        servers=servers,
+    )
+    one = frozenset({IPv4Address("10.255.0.1")})
     enforcer = KernelEnforcer(KernelSettings())
     joins, leaves = [], []
     try:
         begun = time.perf_counter()
-        await enforcer.start(of(1, MEMBERS))
+        await enforcer.start(ruleset)
         started_s = time.perf_counter() - begun
         while not enforcer.stamps:
             await asyncio.sleep(0.01)
-        for number in range(MEMBER_CHANGES):
-            more, fewer = of(2 + 2 * number, MEMBERS + 1), of(3 + 2 * number, MEMBERS)
-            joins.append(await _timed(enforcer, more))
-            leaves.append(await _timed(enforcer, fewer))
+        for _ in range(MEMBER_CHANGES):
+            # As the controller tells it: what comes and what goes.
+            for taken, moved in ((joins, {"added": one}), (leaves, {"removed": one})):
+                version = ruleset.revision + 1
+                patch = AddressSetPatch(group_id="big", base_version=version - 1, version=version, **moved)
+                ruleset = ruleset.apply(RulesetUpdate(revision=version, set_patches=(patch,)))
+                taken.append(await _timed(enforcer, ruleset))
     finally:
         await enforcer.stop()
         await enforcer.clean_up()
