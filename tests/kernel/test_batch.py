@@ -49,6 +49,8 @@ SMALL: dict[str, Change] = {
     "members go": lambda rig: rig.change(members={"friends": []}),
     "a server takes another policy": lambda rig: rig.change(servers={"p/db2": ["web"]}, addresses={"p/db2": ["10.0.0.78"]}),
     "a server with a policy that is there": lambda rig: rig.change(servers={"p/new": ["db"]}, addresses={"p/new": ["10.0.0.77"]}),
+    "a server takes the last of a policy with it": lambda rig: rig.change(servers={WEB: ["db"]}),
+    "nothing is allowed any more": lambda rig: rig.change(groups={"db": []}),
     "a server goes, its policy stays": lambda rig: rig.change(gone=["p/db2"]),
 }
 
@@ -107,11 +109,12 @@ async def test_what_can_not_be_made_past_nft_is_refused_whole_and_in_words(rig: 
         (False, [OURS.add_elements("servers4", ["192.0.2.1"] * (ELEMENTS_MAX + 1))]),
         (True, [OURS.add_elements("opens6", [["2001:db8::9", goto("egress-1")]] * ELEMENTS_MAX)]),
         (False, [OURS.add_elements("ports", ["tap0"])]),
-        (False, [OURS.add_chain("more")]),
-        (False, [OURS.add_elements("servers4", ["192.0.2.1"]), OURS.add_chain("more")]),
+        (True, [OURS.add_chain("more")]),
+        (False, [OURS.add_base_chain("more", "forward", 0)]),
+        (False, [OURS.add_elements("servers4", ["192.0.2.1"]), OURS.add_set("more", ("ipv4_addr",))]),
         (False, [OURS.flush_chain("opener")] * 501),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_only_what_is_small_and_of_a_form_that_is_known_goes_past_nft(known: bool, commands: list[Command]) -> None:
     assert (encode(commands) is not None) is known

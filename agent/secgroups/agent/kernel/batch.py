@@ -1,8 +1,8 @@
 """Small changes as netlink messages of our own: the transaction that nft would make of them, without what it reads first.
 
 Before each transaction nft reads all tables, chains and sets there are, a millisecond or more whatever is to change. A member that
-comes or goes, a server that takes another policy and a new epoch are elements and a few rules whose form is known here; everything
-else is left to nft. In both ways the kernel makes all of it or nothing.
+comes or goes, a server that takes another policy, a new epoch and a step to other rules are elements, chains and a few rules whose
+form is known here; everything else is left to nft. In both ways the kernel makes all of it or nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _SUBSYSTEM = 10
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
 # linux/netfilter/nf_tables.h
 _INET = 1
-_NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = (_SUBSYSTEM << 8 | kind for kind in (6, 8, 12, 14))
+_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | kind for kind in (3, 5, 6, 8))
+_DELETE_SET, _NEW_ELEMENT, _DELETE_ELEMENT = (_SUBSYSTEM << 8 | kind for kind in (11, 12, 14))
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_SET_TABLE, _SET_NAME = 1, 2
 _LIST_ELEMENT = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEMENT_KEY, _ELEMENT_DATA = 1, 2
@@ -44,7 +47,7 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_ACCEPT, _GOTO = 1, -4
+_ACCEPT, _JUMP, _GOTO = 1, -3, -4
 _REGISTER_VERDICT, _REGISTER = 0, 1
 _CT_DREG, _CT_KEY, _CT_SREG = 1, 2, 4
 _CT_MARK = 3
@@ -112,6 +115,12 @@ def _change(command: Command) -> Iterator[_Change]:
             yield _NEW_ELEMENT, _NLM_F_CREATE, _elements(value)
         case "delete", "element":
             yield _DELETE_ELEMENT, 0, _elements(value)
+        case "add", "chain" if "hook" not in value:
+            yield _NEW_CHAIN, _NLM_F_CREATE, _text(_CHAIN_TABLE, value["table"]) + _text(_CHAIN_NAME, value["name"])
+        case "delete", "chain":
+            yield _DELETE_CHAIN, 0, _text(_CHAIN_TABLE, value["table"]) + _text(_CHAIN_NAME, value["name"])
+        case "delete", "set":
+            yield _DELETE_SET, 0, _text(_SET_TABLE, value["table"]) + _text(_SET_NAME, value["name"])
         case "flush", "chain":
             yield _DELETE_RULE, 0, _text(_RULE_TABLE, value["table"]) + _text(_RULE_CHAIN, value["name"])
         case "add", "rule":
@@ -165,8 +174,9 @@ def _verdict(value: Expression) -> bytes:
     match value:
         case {"accept": None}:
             return nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _BE32_SIGNED.pack(_ACCEPT)))
-        case {"goto": {"target": chain}}:
-            return nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _BE32_SIGNED.pack(_GOTO)), _text(_VERDICT_CHAIN, chain))
+        case {"goto": {"target": chain}} | {"jump": {"target": chain}}:
+            code = _GOTO if "goto" in value else _JUMP
+            return nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _BE32_SIGNED.pack(code)), _text(_VERDICT_CHAIN, chain))
         case _:
             raise _OtherFormError
 
