@@ -2,10 +2,13 @@
 
 Packets: UDP packets of one established connection, sent one by one from a host through the router to another, in processor time of
 the sending process, which over veth pairs is that of the whole path: without any rules, with a small stateful ruleset written by
-hand (the yardstick) and with ours, 1,000 rules and 10,000 members; then packets that no rule allows. The three take turns.
+hand (the yardstick) and with ours, 1,000 rules and 10,000 members; then packets of the server in that connection, and packets that
+no rule allows. Each of the three has a router of its own, and they take many short turns, in an order that changes: the speed of a
+shared machine moves by more than what is measured.
 
 Changes: a member that joins or leaves a group of 10,000, and the first start with 1,000 servers, as the enforcer takes them. And,
-with a controller and an agent as processes, the time from the call that deletes a rule to the last packet that still passes.
+with a controller, an agent and a caller as processes, the time from the call that deletes a rule to the first packet of an
+established connection that passes no more; one is sent every half millisecond and a bit, so that they don't take a processor.
 """
 
 from __future__ import annotations
@@ -13,39 +16,46 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Address, ip_address
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernel"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
 
+import grpc
 import structlog
 from agent_world import ACK, SYN_ACK, reply, tcp, udp
 from frames import frame
 from netns import World, inside, lacking, run
 from rig import WEB, Rig, allow
-from running_system import System
+from running_system import TIMEOUT_S, System
 
 from secgroups.agent.kernel.enforcer import KernelEnforcer
 from secgroups.agent.kernel.settings import KernelSettings
-from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
+from secgroups.agent.ruleset import AddressSet, AddressSetPatch, GroupRules, Rule, Ruleset, RulesetUpdate, ServerBinding
+from secgroups.v1.rule_service_pb2 import DeleteRuleRequest
+from secgroups.v1.rule_service_pb2_grpc import RuleServiceStub
 
 WEB4, CLIENT = "10.0.0.9", "203.0.113.7"
-TURNS = 5
-PACKETS = 20_000
+TURNS = 60
+PACKETS = 1_500
 MEMBERS, RULES, SERVERS = 10_000, 1_000, 1_000
 MEMBER_CHANGES = 20
 REVOCATIONS = 40
+PACKET_PAUSE_S = 0.0005
 AGENT = "bench"
 
 BY_HAND = """
@@ -82,7 +92,7 @@ def measure() -> dict[str, object]:
     try:
         with tempfile.TemporaryDirectory(prefix="secgroups-bench-") as folder, inside(world.router):
             world.silence(True)
-            rows = asyncio.run(packets(world, Path(folder))) | asyncio.run(changes()) | revocations(world, Path(folder))
+            rows = asyncio.run(packets(Path(folder))) | asyncio.run(changes()) | revocations(world, Path(folder))
     finally:
         world.close()
     conditions = f"{RULES} rules, {MEMBERS} members, {SERVERS} servers; {TURNS} turns of {PACKETS} packets"
@@ -109,43 +119,61 @@ def members(count: int) -> frozenset[IPv4Address]:
     return frozenset(IPv4Address(0x0A800000 + number) for number in range(count))
 
 
-async def packets(world: World, folder: Path) -> Row:
+async def packets(folder: Path) -> Row:
     """Return nanoseconds a packet."""
     by_hand = folder / "by_hand.nft"
     by_hand.write_text(BY_HAND)
-    rules = many_rules()
-    taken: dict[str, list[float]] = {}
-    for _ in range(TURNS):
-        taken.setdefault("bare_ns", []).append(flood(world, 53))
-        world.nft("-f", str(by_hand))
-        taken.setdefault("handwritten_ns", []).append(flood(world, 53))
-        taken.setdefault("handwritten_denied_ns", []).append(flood(world, 54))
-        world.nft("delete", "table", "inet", "by_hand")
-        rig = Rig(world)
-        try:
-            await rig.change(groups={"web": rules}, servers={WEB: ["web"]}, members={"big": map(str, members(MEMBERS))})
-            await rig.stamped()
-            taken.setdefault("ours_ns", []).append(flood(world, 53))
-            taken.setdefault("ours_denied_ns", []).append(flood(world, 54))
-        finally:
-            await rig.close()
+    with ExitStack() as ending:
+        worlds = {}
+        for name in ("bare", "handwritten", "ours"):
+            worlds[name] = World()
+            ending.callback(worlds[name].close)
+            worlds[name].silence(True)
+        worlds["handwritten"].nft("-f", str(by_hand))
+        with inside(worlds["ours"].router):
+            rig = Rig(worlds["ours"])
+            try:
+                await rig.change(groups={"web": many_rules()}, servers={WEB: ["web"]}, members={"big": map(str, members(MEMBERS))})
+                await rig.stamped()
+                taken = in_turns(worlds)
+            finally:
+                await rig.close()
     rows = {name: statistics.median(values) for name, values in taken.items()}
-    ratios = [ours / yardstick for ours, yardstick in zip(taken["ours_ns"], taken["handwritten_ns"], strict=True)]
-    return {**rows, "ours_over_handwritten": statistics.median(ratios)}
+
+    def ratio(kind: str) -> float:
+        pairs = zip(taken[f"ours{kind}_ns"], taken[f"handwritten{kind}_ns"], strict=True)
+        return statistics.median(ours / yardstick for ours, yardstick in pairs)
+
+    return rows | {f"ours_over_handwritten{kind}": ratio(kind) for kind in ("", "_from_server", "_denied")}
 
 
-def flood(world: World, port: int) -> float:
-    opening = udp(CLIENT, WEB4, port)
-    client, web = world.wires["client"], world.wires["web"]
-    client.send(frame(opening))
-    web.send(frame(udp(WEB4, CLIENT, opening.source_port, source_port=port)))
-    sent = client.router_mac + client.mac + b"\x08\x00" + frame(opening)
+def in_turns(worlds: dict[str, World]) -> dict[str, list[float]]:
+    """Return nanoseconds a packet of each turn, by router and kind of packet."""
+    inbound, outbound, refused = udp(CLIENT, WEB4, 53), udp(WEB4, CLIENT, 40_000, source_port=53), udp(CLIENT, WEB4, 54)
+    kinds = {"": ("client", inbound), "_from_server": ("web", outbound), "_denied": ("client", refused)}
+    taken: dict[str, list[float]] = {}
+    order = list(worlds)
+    chance = random.Random(1)
+    for _ in range(TURNS):
+        for kind, (source, packet) in kinds.items():
+            chance.shuffle(order)
+            for name in order:
+                # Establishes the connection, if that is not done.
+                worlds[name].wires["client"].send(frame(inbound))
+                worlds[name].wires["web"].send(frame(outbound))
+                taken.setdefault(f"{name}{kind}_ns", []).append(flood(worlds[name], source, frame(packet)))
+    return taken
+
+
+def flood(world: World, source: str, packet: bytes) -> float:
+    wire = world.wires[source]
+    sent = wire.router_mac + wire.mac + b"\x08\x00" + packet
     begun = time.process_time_ns()
     for _ in range(PACKETS):
-        client.link.send(sent)
+        wire.link.send(sent)
     taken = time.process_time_ns() - begun
-    for wire in (client, web):
-        wire.drain()
+    for each in world.wires.values():
+        each.drain()
     return taken / PACKETS
 
 
@@ -166,22 +194,28 @@ async def changes() -> Row:
         for number in range(SERVERS)
     }
 
-    def of(revision: int, count: int) -> Ruleset:
-        held = AddressSet(group_id="big", version=revision, members=members(count))
-        return Ruleset(revision=revision, sets={"big": held}, groups=groups, servers=servers)
-
+    ruleset = Ruleset(
+        revision=1,
+        sets={"big": AddressSet(group_id="big", version=1, members=members(MEMBERS))},
+        groups=groups,
+        servers=servers,
+    )
+    one = frozenset({IPv4Address("10.255.0.1")})
     enforcer = KernelEnforcer(KernelSettings())
     joins, leaves = [], []
     try:
         begun = time.perf_counter()
-        await enforcer.start(of(1, MEMBERS))
+        await enforcer.start(ruleset)
         started_s = time.perf_counter() - begun
         while not enforcer.stamps:
             await asyncio.sleep(0.01)
-        for number in range(MEMBER_CHANGES):
-            more, fewer = of(2 + 2 * number, MEMBERS + 1), of(3 + 2 * number, MEMBERS)
-            joins.append(await _timed(enforcer, more))
-            leaves.append(await _timed(enforcer, fewer))
+        for _ in range(MEMBER_CHANGES):
+            # As the controller tells it: what comes and what goes.
+            for taken, moved in ((joins, {"added": one}), (leaves, {"removed": one})):
+                version = ruleset.revision + 1
+                patch = AddressSetPatch(group_id="big", base_version=version - 1, version=version, **moved)
+                ruleset = ruleset.apply(RulesetUpdate(revision=version, set_patches=(patch,)))
+                taken.append(await _timed(enforcer, ruleset))
     finally:
         await enforcer.stop()
         await enforcer.clean_up()
@@ -199,41 +233,70 @@ async def _timed(enforcer: KernelEnforcer, ruleset: Ruleset) -> float:
 
 
 def revocations(world: World, folder: Path) -> Row:
-    """Return milliseconds from the call that deletes a rule to the last packet of its connection that arrives."""
+    """Return milliseconds from the call that deletes a rule to the first packet of its connection that is refused."""
     os.environ["SECGROUPS_AGENT_ENFORCE"] = "nftables"
     system = System(folder, [AGENT])
     taken = []
     pinned = os.sched_getaffinity(0)
     try:
-        # Packets stay on one processor, controller and agent may use both.
+        # Packets stay on one processor; controller, agent and the caller may use both.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
         system.start()
-        os.sched_setaffinity(0, pinned)
-        group = system.group("web")
-        system.wait_in_force(system.server("web", WEB4, AGENT, group))
-        for number in range(REVOCATIONS):
-            rule = system.rule(group, 80)
-            system.wait_in_force()
-            opening = tcp(CLIENT, WEB4, 80, source_port=20_000 + number)
-            assert world.passes("client", frame(opening), "web")
-            assert world.passes("web", frame(reply(opening, tcp_flags=SYN_ACK)), "client")
-            later = tcp(CLIENT, WEB4, 80, ACK, source_port=20_000 + number)
-            taken.append(_last_after(world, frame(later), partial(system.delete_rule, rule)))
+        with caller(system) as rules:
+            os.sched_setaffinity(0, pinned)
+            group = system.group("web")
+            system.wait_in_force(system.server("web", WEB4, AGENT, group))
+            for number in range(REVOCATIONS):
+                rule = system.rule(group, 80)
+                system.wait_in_force()
+                opening = tcp(CLIENT, WEB4, 80, source_port=20_000 + number)
+                assert world.passes("client", frame(opening), "web")
+                assert world.passes("web", frame(reply(opening, tcp_flags=SYN_ACK)), "client")
+                later = tcp(CLIENT, WEB4, 80, ACK, source_port=20_000 + number)
+                taken.append(_first_refused_after(world, frame(later), partial(rules.send, rule)))
+                assert rules.recv() == rule
     finally:
         system.stop()
         world.nft("flush", "ruleset")
     return {"revoke_to_drop_ms": statistics.median(taken), "revoke_to_drop_p99_ms": max(taken)}
 
 
-def _last_after(world: World, packet: bytes, delete: Callable[[], object]) -> float:
-    deleting = threading.Thread(target=delete)
-    begun = last = time.perf_counter()
-    deleting.start()
+def _first_refused_after(world: World, packet: bytes, delete: Callable[[], None]) -> float:
+    begun = sent = time.perf_counter()
+    delete()
+    passed = 0
     while world.passes("client", packet, "web"):
-        last = time.perf_counter()
-    deleting.join()
-    assert last > begun, "not one packet passed before the rule was deleted"
-    return (last - begun) * 1e3
+        passed += 1
+        time.sleep(PACKET_PAUSE_S)
+        sent = time.perf_counter()
+    assert passed, "not one packet passed before the rule was deleted"
+    return (sent - begun) * 1e3
+
+
+@contextmanager
+def caller(system: System) -> Iterator[Connection]:
+    """Have a process of its own delete the rules whose ids it is sent, over a connection that it keeps; it sends each back."""
+    spawn = multiprocessing.get_context("spawn")
+    rules, theirs = spawn.Pipe()
+    process = spawn.Process(target=_delete_rules, args=(system.stack.controller.address, system.project, theirs))
+    process.start()
+    theirs.close()
+    try:
+        assert rules.poll(TIMEOUT_S), "the caller does not come up"
+        rules.recv()
+        yield rules
+    finally:
+        rules.close()
+        process.join(TIMEOUT_S)
+
+
+def _delete_rules(address: str, project: str, rules: Connection) -> None:
+    with grpc.insecure_channel(address) as channel, suppress(EOFError):
+        grpc.channel_ready_future(channel).result(timeout=TIMEOUT_S)
+        rules.send("")
+        while rule := rules.recv():
+            RuleServiceStub(channel).DeleteRule(DeleteRuleRequest(project=project, id=rule), timeout=TIMEOUT_S)
+            rules.send(rule)
 
 
 if __name__ == "__main__":

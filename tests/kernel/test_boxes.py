@@ -12,6 +12,7 @@ from rig import allow
 from secgroups.agent.effective import EffectiveRule, Opening
 from secgroups.agent.flow import ICMP, ICMPV6, Direction
 from secgroups.agent.kernel.boxes import NetworkBox, PortBox, network_boxes, port_boxes
+from secgroups.agent.kernel.statements import box_element
 from secgroups.agent.ruleset import Rule
 
 NETWORKS = [
@@ -111,3 +112,10 @@ def test_a_network_within_another_takes_its_rules_along() -> None:
         NetworkBox(at("10.0.0.1"), at("10.0.0.1"), https),
         NetworkBox(at("10.0.0.2"), at("10.0.0.3"), http),
     )
+
+
+def test_an_element_names_first_what_few_boxes_share() -> None:
+    box = PortBox((6, 6), (80, 81), "a")
+    network = NetworkBox(ip_address("10.0.0.0"), ip_address("10.0.0.255"), box)
+    assert box_element(box)["elem"]["val"] == {"concat": [{"range": [80, 81]}, 6]}
+    assert box_element(network)["elem"]["val"]["concat"] == [{"range": ["10.0.0.0", "10.0.0.255"]}, {"range": [80, 81]}, 6]

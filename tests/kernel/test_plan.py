@@ -12,6 +12,7 @@ from secgroups.agent.flow import Direction
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.plan import Installed, Plan, Planner
 from secgroups.agent.kernel.policy import Compiler
+from secgroups.agent.kernel.skeleton import Features, hooks, skeleton
 from secgroups.agent.kernel.statements import Table
 from secgroups.agent.ruleset import AddressSet, GroupRules, Rule, Ruleset, ServerBinding
 
@@ -161,3 +162,28 @@ def test_a_mask_that_is_no_run_of_an_even_number_of_bits_is_refused(mask: int) -
 def test_the_halves_of_a_mask_are_apart(opener: int, answerer: int, mask: int) -> None:
     marks = MarkLayout(mask)
     assert (marks.field(Direction.EGRESS).mask, marks.field(Direction.INGRESS).mask) == (opener, answerer)
+
+
+@pytest.mark.parametrize("ports", [False, True])
+def test_few_ways_lead_to_the_servers(ports: bool) -> None:
+    # With each new rule that names a chain the kernel follows every way, through every element of a verdict map, each time anew.
+    table, features = Table("t"), Features(marks=MarkLayout(), ports=ports)
+    leads: dict[str, list[str]] = {}
+    begins = []
+    for command in [*skeleton(table, features), *hooks(table, features)]:
+        ((kind, value),) = command["add"].items()
+        if kind == "chain" and "hook" in value:
+            begins.append(value["name"])
+        if kind == "rule":
+            for expression in value["expr"]:
+                ((what, more),) = expression.items()
+                if what in ("jump", "goto"):
+                    leads.setdefault(value["chain"], []).append(more["target"])
+                elif what == "vmap":
+                    leads.setdefault(value["chain"], []).append(more["data"])
+
+    def ways(chain: str, wanted: str) -> int:
+        return (chain == wanted) + sum(ways(target, wanted) for target in leads.get(chain, []))
+
+    # Once by connection and once by packet, from each of the three hooks.
+    assert [sum(ways(begin, wanted) for begin in begins) for wanted in ("@opens4", "@opens6", "@answers4", "@answers6")] == [6] * 4

@@ -36,7 +36,7 @@ from secgroups.agent.kernel.statements import (
     one_of,
 )
 
-_PORT_TYPES = ("inet_proto", "inet_service")
+_PORT_TYPES = ("inet_service", "inet_proto")
 # Always true. nft knows a type for a connection's ports only in a rule that has named a protocol before.
 _ANY_PROTOCOL = match(meta("l4proto"), one_of(6, {"range": [0, 5]}, {"range": [7, 255]}))
 
@@ -55,7 +55,7 @@ def content(
         chain = f"{prefix}-{version}"
         address = ADDRESS_TYPES[version]
         yield table.add_chain(chain)
-        yield table.add_rule(chain, "checks", jump(opening(direction)))
+        yield table.add_rule(chain, "checks", jump(opening(direction, version)))
         for name, boxes, group_id in _box_sets(chain, family):
             by_network = isinstance(boxes[0], NetworkBox)
             yield table.add_box_set(name, (address, *_PORT_TYPES) if by_network else _PORT_TYPES)
@@ -97,13 +97,13 @@ def _lookups(
     protocol = ct("protocol", "original")
     if _cover(boxes, icmp=False):
         not_icmp = match(protocol, ICMP_PROTOCOLS, "!=")
-        yield "by port", (_ANY_PROTOCOL, not_icmp, *lookup(remote, protocol, ct("proto-src", "reply")))
+        yield "by port", (_ANY_PROTOCOL, not_icmp, *lookup(remote, ct("proto-src", "reply"), protocol))
     if _cover(boxes, icmp=True):
         icmp = match(protocol, ICMP_PROTOCOLS)
-        yield "by type", (_ANY_PROTOCOL, icmp, *lookup(remote, protocol, ct("proto-dst", "original")))
+        yield "by type", (_ANY_PROTOCOL, icmp, *lookup(remote, ct("proto-dst", "original"), protocol))
         alone = (WITHOUT_CONNECTION, match(meta("l4proto"), ICMP_PROTOCOLS))
         # The first two bytes of an ICMP header are type and code, where other protocols have the source port.
-        yield "by type, no connection", (*alone, *lookup(packets_remote, meta("l4proto"), header("th", "sport")))
+        yield "by type, no connection", (*alone, *lookup(packets_remote, header("th", "sport"), meta("l4proto")))
 
 
 def _cover(boxes: Sequence[PortBox | NetworkBox], *, icmp: bool) -> bool:

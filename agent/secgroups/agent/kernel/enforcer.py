@@ -201,7 +201,7 @@ class KernelEnforcer:
         plan = self._planner(table).change(Installed(), self._wanted)
         await self._nft.change([*table.remove(), *skeleton(table, self._features), *plan.prepare, *plan.flip])
         others = [command for other in TABLES if other != name for command in Table(other).remove()]
-        await self._nft.change([*hooks(table), *others])
+        await self._nft.change([*hooks(table, self._features), *others])
         self._table, self._installed, self._ruleset = table, plan.installed, self._wanted_ruleset
         self._counters.begin(name)
         log.info("kernel_table_built", table=name, revision=self.revision, addresses=len(self._wanted.guarded))
@@ -271,7 +271,7 @@ class KernelEnforcer:
             return [str(error)]
         if listed is None:
             return [f"table {table.name} is gone"]
-        wanted = [*skeleton(table, self._features), *self._planner(table).whole(self._installed), *hooks(table)]
+        wanted = [*skeleton(table, self._features), *self._planner(table).whole(self._installed), *hooks(table, self._features)]
         return differences(shape_of_commands(wanted), shape_of_listing(listed))
 
     def _planner(self, table: Table, told: Told | None = None) -> Planner:

@@ -6,7 +6,8 @@ on meanwhile and the kernel names one process, this thread, as who made our chan
 All changes are made over one netlink socket, which is in a context of nft. The kernel takes apart what a transaction removed in the
 background, after a grace period (RCU) of some milliseconds, but whoever closes a socket before that waits for it: so does every
 end of an nft process (``nft_rcv_nl_event`` in net/netfilter/nf_tables_api.c). What nft knows of the ruleset it reads again whenever
-the kernel's generation number has moved. A listing has a context of its own, since that keeps all it has read.
+the kernel's generation number has moved: small changes go past it, over a socket that is kept as well (``batch``); should one fail,
+nft has its turn, and says why. A listing has a context of its own, since that keeps all it has read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import errno
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 from secgroups.agent.errors import EnforcementError, ListingError
+from secgroups.agent.kernel.batch import commit, encode
+from secgroups.agent.kernel.netlink import open_socket
 from secgroups.agent.kernel.statements import FAMILY, Command
 
 LIBRARY = "libnftables.so.1"
@@ -42,6 +46,7 @@ class Nft:
         # The kernel's ids of those who make our changes.
         self.own_pids: set[int] = set()
         self._changes: _Context | None = None
+        self._batches: socket.socket | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nft", initializer=self._note_thread)
 
     async def change(self, commands: Sequence[Command]) -> None:
@@ -50,7 +55,7 @@ class Nft:
         Whether it was made is not known after a cancellation, or when it took longer than ``TIMEOUT_S``.
         """
         if commands:
-            await self._in_thread(lambda: self._change(json.dumps({"nftables": list(commands)}).encode()))
+            await self._in_thread(lambda: self._change(commands))
 
     async def find_table(self, name: str) -> list[dict[str, Any]] | None:
         """Return all objects of a table, None if there is no such table. ListingError if nft can't write them as JSON."""
@@ -69,10 +74,28 @@ class Nft:
         except TimeoutError:
             raise EnforcementError(f"nftables did not answer within {TIMEOUT_S:.0f} s") from None
 
-    def _change(self, given: bytes) -> None:
+    def _change(self, commands: Sequence[Command]) -> None:
+        if not self._change_at_once(commands):
+            self._change_by_library(commands)
+
+    def _change_at_once(self, commands: Sequence[Command]) -> bool:
+        """Make a small change without the library; whether it was made."""
+        batch = encode(commands)
+        if batch is None:
+            return False
+        try:
+            if self._batches is None:
+                self._batches = open_socket()
+            commit(batch, self._batches)
+        except OSError:
+            # The library finds out what is wrong, in words.
+            return False
+        return True
+
+    def _change_by_library(self, commands: Sequence[Command]) -> None:
         if self._changes is None:
             self._changes = _Context(_load())
-        self._changes.run(given)
+        self._changes.run(json.dumps({"nftables": list(commands)}).encode())
 
     def _find_table(self, name: str) -> list[dict[str, Any]] | None:
         # Not looked up in the list of all tables: nft 1.0.6 can't write that as JSON when one of them has flags.

@@ -29,7 +29,7 @@ from secgroups.agent.kernel.log_prefix import Way, log_prefix
 from secgroups.agent.kernel.marks import MarkLayout
 from secgroups.agent.kernel.policy import VERSIONS, PolicyKey, SideKey, SideRules, Target, of_version
 from secgroups.agent.kernel.skeleton import ADDRESS_TYPES, UNCONFIRMED, WITHOUT_CONNECTION
-from secgroups.agent.kernel.statements import ACCEPT, CONFIRMED, Command, Table, bits, ct, goto, key_of, log, match, meta, set_mark
+from secgroups.agent.kernel.statements import ACCEPT, Command, Table, bits, ct, goto, key_of, log, match, meta, set_mark
 
 PACKED_BYTES = {4: 4, 6: 16}
 # The elements of a set are a frozenset, those of a verdict map a dict to the chain they go to.
@@ -277,8 +277,9 @@ class Planner:
     def _entry_rules(self, side: Side) -> Iterator[Command]:
         if side.epoch:
             field = self._marks.field(side.direction)
+            # Only a connection that was let pass has it: our bits of one that is new were cleared on the way here.
             current = match(bits(ct("mark"), field.mask), field.value(side.epoch))
-            yield self._table.add_rule(side.chain, "judged by the rules in force", current, CONFIRMED, ACCEPT)
+            yield self._table.add_rule(side.chain, "judged by the rules in force", current, ACCEPT)
         ipv4 = match(meta("nfproto"), "ipv4")
         yield self._table.add_rule(side.chain, "judge", ipv4, goto(f"{side.content_prefix}-4"))
         yield self._table.add_rule(side.chain, "judge", goto(f"{side.content_prefix}-6"))

@@ -84,9 +84,10 @@ def key_of(value: Json) -> Json:
 
 
 def box_element(made: PortBox | NetworkBox) -> Json:
-    """Return a counted element with its rule in the comment."""
+    """Return a counted element with its rule in the comment: addresses if it has any, ports, protocols."""
     box = made.box if isinstance(made, NetworkBox) else made
-    parts = [_range(box.protocols), _range(box.ports)]
+    # The kernel matches part by part, and what it costs is how many boxes are left after each: hundreds share a protocol.
+    parts = [_range(box.ports), _range(box.protocols)]
     if isinstance(made, NetworkBox):
         first, last = str(made.first), str(made.last)
         parts.insert(0, first if first == last else {"range": [first, last]})
