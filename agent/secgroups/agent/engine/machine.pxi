@@ -12,6 +12,9 @@ cdef extern from *:
     #error "the engine reads its records in place and so needs a little-endian machine"
     #endif
 
+    /* A cache line of zeros: a chunk in which nothing is indexed, a flow that is free. */
+    static const uint64_t sg_nothing[8] __attribute__((aligned(64)));
+
     #define sg_prefetch(address) __builtin_prefetch((address), 1, 3)
     #define sg_likely(x) __builtin_expect(!!(x), 1)
     #define sg_unlikely(x) __builtin_expect(!!(x), 0)
@@ -48,6 +51,7 @@ cdef extern from *:
     static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
     static inline void sg_set_word(void *at, uint64_t word) { memcpy(at, &word, 8); }
     static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
+    static inline uint32_t sg_pair(const void *at) { uint16_t pair; memcpy(&pair, at, 2); return pair; }
     static inline uint32_t sg_rotate(uint32_t word, uint32_t bits) { return word << bits | word >> (-bits & 31); }
     /* Whether the sum, which is kept, has gone round. */
     static inline int sg_add(uint32_t *held, uint32_t more) { return __builtin_add_overflow(*held, more, held); }
@@ -119,6 +123,7 @@ cdef extern from *:
     #endif
     """
     const int sg_checked
+    const uint64_t sg_nothing[8]
     void sg_prefetch(const void *address) noexcept nogil
     bint sg_likely(bint x) noexcept nogil
     bint sg_unlikely(bint x) noexcept nogil
@@ -128,6 +133,7 @@ cdef extern from *:
     uint64_t sg_word(const void *at) noexcept nogil
     void sg_set_word(void *at, uint64_t word) noexcept nogil
     uint32_t sg_half_word(const void *at) noexcept nogil
+    uint32_t sg_pair(const void *at) noexcept nogil
     uint32_t sg_rotate(uint32_t word, uint32_t bits) noexcept nogil
     bint sg_add(uint32_t *held, uint32_t more) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil
