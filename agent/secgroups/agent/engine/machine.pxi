@@ -109,11 +109,26 @@ cdef extern from *:
         munmap(made, bytes);
     #endif
     }
+    #ifndef MADV_COLLAPSE
+    #define MADV_COLLAPSE 25
+    #endif
+    /* A file of a tmpfs gets huge pages only where it begins as one does, and, as most are mounted, only if told to: what kernels
+       before 6.1 can't do. Without them it works as well, slower. */
     static inline void *sg_map_file(int file, size_t bytes) {
-        void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-        if (made == MAP_FAILED) return NULL;
-        madvise(made, bytes, MADV_HUGEPAGE);
-        return made;
+        const size_t huge = 2 << 20;
+        char *held = mmap(NULL, bytes + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *begin, *end;
+        if (held == MAP_FAILED) return NULL;
+        begin = (char *)(((uintptr_t)held + huge - 1) / huge * huge);
+        end = begin + (bytes + 4095) / 4096 * 4096;
+        if (mmap(begin, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED) {
+            munmap(held, bytes + huge);
+            return NULL;
+        }
+        if (begin > held) munmap(held, begin - held);
+        if (held + bytes + huge > end) munmap(end, held + bytes + huge - end);
+        madvise(begin, bytes, MADV_HUGEPAGE);
+        madvise(begin, bytes, MADV_COLLAPSE);
+        return begin;
     }
     static inline void sg_unmap(void *made, size_t bytes) { munmap(made, bytes); }
     #ifdef SECGROUPS_CHECKED
