@@ -33,8 +33,10 @@ class Site:
     handles: np.ndarray
 
 
-def made_site(rules: int, servers: int, flows_max: int, seed: int, *, shards: int = 1, now_ns: int = SECOND) -> Site:
-    """Return a site with ``rules`` rules in groups of 200; each server is in up to five of them, and in one that allows TCP 443."""
+def made_site(
+    rules: int, servers: int, flows_max: int, seed: int, *, protocol: int = TCP, shards: int = 1, now_ns: int = SECOND
+) -> Site:
+    """Return a site with ``rules`` rules in groups of 200; each server is in up to five of them, and one that allows port 443."""
     chance = random.Random(seed)
     count = max(1, rules // GROUP_RULES)
     groups = {
@@ -46,7 +48,7 @@ def made_site(rules: int, servers: int, flows_max: int, seed: int, *, shards: in
         )
         for number in range(count)
     }
-    https = Rule(id="s-https", direction=Direction.INGRESS, protocol=TCP, ports=(443, 443), remote=ip_network("0.0.0.0/0"))
+    https = Rule(id="s-https", direction=Direction.INGRESS, protocol=protocol, ports=(443, 443), remote=ip_network("0.0.0.0/0"))
     groups["web"] = GroupRules(group_id="web", version=1, name="web", rules=(https,))
     members = frozenset(IPv4Address(SERVERS_FIRST + number) for number in range(MEMBERS))
     names = list(groups)

@@ -45,6 +45,7 @@ from traffic import (
 )
 
 from secgroups.agent._engine import FLOW_BYTES
+from secgroups.agent.flow import TCP, UDP
 from secgroups.agent.records import RECORD_BYTES, VERDICT_BYTES
 from secgroups.agent.ruleset import AddressSetPatch, GroupRules, RulesetUpdate
 
@@ -83,6 +84,8 @@ def measure(*, quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Sprea
                 continue
             say(f"established, {flows} flows")
             spreads |= established(name, flows, limit)
+    say("established, UDP")
+    spreads |= established_udp()
     say("one call a packet")
     spreads |= one_call()
     say("new and denied packets")
@@ -152,9 +155,10 @@ def timed(site: Site, records: Records, now_ns: int) -> float:
     return (time.perf_counter_ns() - begun) / (len(prepared) * BATCH)
 
 
-def opened(site: Site, flows: int, now_ns: int) -> Records:
-    """Open so many connections and return their opening packets."""
+def opened(site: Site, flows: int, now_ns: int, protocol: int = TCP) -> Records:
+    """Open so many flows and return their opening packets. Those of UDP go by TCP flags that nobody looks at."""
     syns = packets(site, flows, 443, SYN, SEED)
+    syns["protocol"] = protocol
     for records in (syns, turned(syns, SYN | ACK), flagged(syns, ACK)):
         got = decide(site, records, now_ns)
         # Now and then two clients are the same.
@@ -177,6 +181,21 @@ def established(name: str, flows: int, limit: Callable[[int], float]) -> dict[st
         now_ns += SECOND
     assert (decide(site, data[:BATCH], now_ns) == ESTABLISHED).all()
     return {f"established_ns_{name}": found, f"memory_limit_ns_{name}": limits}
+
+
+def established_udp() -> dict[str, Spread]:
+    """Measure packets of 100,000 answered UDP flows in random order."""
+    flows, now_ns = 100_000, 2 * SECOND
+    site = made_site(1_000, 64, flows + flows // 16, SEED, protocol=UDP)
+    first = opened(site, flows, now_ns, UDP)
+    chance = np.random.default_rng(SEED)
+    found: Spread = []
+    for _ in range(RUNS):
+        data = first[chance.integers(0, flows, MEASURED)]
+        found.append(timed(site, data, now_ns))
+        now_ns += SECOND
+    assert (decide(site, data[:BATCH], now_ns) == ESTABLISHED).all()
+    return {"established_udp_ns_100k": found}
 
 
 def one_call() -> dict[str, Spread]:

@@ -124,6 +124,11 @@ cdef int with_times(times, uint64_t now_ns, Py_ssize_t count, Py_buffer *timed) 
     raise ValueError("times changed while they were read")
 
 
+cdef inline uint32_t recent_of(uint64_t verdict) noexcept:
+    """Return where the object of a packed verdict was kept, if it was asked for lately: by its rule and reason."""
+    return <uint32_t>(verdict >> 32 ^ verdict >> 8) & (RECENT - 1)
+
+
 cdef str describe(packet):
     return f"{len(packet)} bytes" if isinstance(packet, bytes) else f"a {type(packet).__name__}"
 
@@ -408,6 +413,7 @@ cdef class Core:
         cdef Shard *shard
         cdef Engine *engine = &self.engine
         cdef PackedVerdict verdict
+        cdef uint64_t key
         if PyBytes_CheckExact(packet) and PyBytes_GET_SIZE(packet) == sizeof(Record):
             asked = <const Record *>PyBytes_AS_STRING(packet)
             record.quote = 0
@@ -421,7 +427,14 @@ cdef class Core:
         take_lock(&shard.lock)
         decide_one(engine, shard, asked, &quote, record.quote, now_ns, &verdict)
         sg_unlock(&shard.lock)
-        return self._verdict(verdict.reason, verdict.flags, verdict.rule)
+        # Its halves, as they were written: to read both at once would have to wait until they are in the cache.
+        key = <uint64_t>verdict.rule << 32 | sg_half_word(&verdict)
+        if sg_likely(self._recent_keys[recent_of(key)] == key):
+            return <object>self._recent[recent_of(key)]
+        made = self._verdict(verdict.reason, verdict.flags, verdict.rule)
+        # Kept alive by the dict.
+        self._recent_keys[recent_of(key)], self._recent[recent_of(key)] = key, <PyObject *>made
+        return made
 
     cdef uint32_t _handle(self, packet) except? 0xFFFFFFFF:
         handle = self.handles.get(packet.server)
@@ -440,15 +453,10 @@ cdef class Core:
     cdef object _verdict(self, uint8_t reason, uint8_t flags, uint32_t handle):
         """Return the one Verdict that there is for these."""
         cdef uint64_t key = (<uint64_t>handle << 8) | (flags << 6) | reason
-        cdef uint32_t at = <uint32_t>(key ^ key >> 8) & (RECENT - 1)
-        if self._recent_keys[at] == key:
-            return <object>self._recent[at]
         made = self._verdicts.get(key)
         if made is None:
             made = Verdict(reason=REASON_OF[reason], rule_id=self.rule_ids[self.numbers[handle]] if handle else "", opened=bool(flags))
             self._verdicts[key] = made
-        # Kept alive by the dict.
-        self._recent_keys[at], self._recent[at] = key, <PyObject *>made
         return made
 
     def explain(self, packet, uint64_t now_ns) -> tuple[Verdict, int, int, int]:

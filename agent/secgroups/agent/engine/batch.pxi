@@ -41,6 +41,7 @@ cdef inline void enter(Engine *engine, Shard *shard, Case *case, const Quote *qu
     """The first stage: what to look for, and ask for the memory in which it is indexed."""
     if sg_unlikely(not prepare_quick(engine, shard, case)):
         prepare(engine, case, quotes, quotes_count)
+        case.remote, case.ends, case.chunk = case.record.source, NO_ENDS, <const uint32_t *>sg_nothing
         if case.kind != KIND_KEYED:
             return
         case.hash = hash_of(shard, &case.key)
@@ -50,22 +51,20 @@ cdef inline void enter(Engine *engine, Shard *shard, Case *case, const Quote *qu
 
 cdef inline bint locate(const Engine *engine, const Shard *shard, Case *case, uint32_t places) noexcept nogil:
     """The second stage: where that is, and ask for the memory of the flow; return whether it is NOWHERE. ``places`` is the shard's."""
-    cdef uint32_t fits
-    if sg_unlikely(case.kind < KIND_KEYED):
-        return False
-    fits = sg_match(case.chunk, ~places, tag_of(places, case.hash))
+    cdef uint32_t fits = sg_match(case.chunk, ~places, tag_of(places, case.hash))
+    cdef size_t found
     if sg_likely(fits):
-        case.found = case.chunk[sg_lowest_bit(fits)] & places
+        found = case.chunk[<uint32_t>sg_lowest_bit(fits)] & places
     else:
-        case.found = next_guess(shard, case.chunk, case.hash)
+        found = next_guess(shard, case.chunk, case.hash)
         case.indexed = shard.indexed
-        if case.found == NIL:
-            return False
-        if case.found == NOWHERE:
-            if case.kind == KIND_QUICK:
+        if found >= NOWHERE:
+            case.found, case.candidate = <uint32_t>found, <Flow *>sg_nothing
+            if found == NOWHERE and case.kind == KIND_QUICK:
                 prefetch_root(engine, case.remote)
-            return True
-    sg_prefetch(&shard.flows[case.found])
+            return found == NOWHERE
+    case.found, case.candidate = <uint32_t>found, &shard.flows[found]
+    sg_prefetch(case.candidate)
     return False
 
 
@@ -94,8 +93,6 @@ cdef void take_long_way(
         conclude(engine, shard, case, now_ns, NULL)
     finish(shard, case, now_ns)
     write_verdict(shard, case, verdict)
-    if sg_unlikely(engine.taps_open):
-        offer(engine, case, verdict, now_ns)
 
 
 cdef inline bint begin_flow(Engine *engine, Shard *shard, Case *case, uint64_t now_ns, PackedVerdict *verdict) noexcept nogil:
@@ -134,17 +131,22 @@ cdef inline bint begin_flow(Engine *engine, Shard *shard, Case *case, uint64_t n
 cdef inline void enter_all(
     Engine *engine, Shard *shard, const Batch *batch, Case *cases, uint32_t first, uint32_t count
 ) noexcept nogil:
-    cdef uint32_t at
-    for at in range(count):
-        cases[at].record = &batch.records[first + at]
-        enter(engine, shard, &cases[at], batch.quotes, batch.quotes_count)
+    cdef const Record *record = &batch.records[first]
+    cdef Case *case = cases
+    while case < cases + count:
+        case.record = record
+        enter(engine, shard, case, batch.quotes, batch.quotes_count)
+        case += 1
+        record += 1
 
 
 cdef inline uint32_t locate_all(const Engine *engine, const Shard *shard, Case *cases, uint32_t count) noexcept nogil:
     """Return how many are NOWHERE."""
-    cdef uint32_t at, nowhere = 0, places = shard.places
-    for at in range(count):
-        nowhere += locate(engine, shard, &cases[at], places)
+    cdef uint32_t nowhere = 0, places = shard.places
+    cdef Case *case = cases
+    while case < cases + count:
+        nowhere += locate(engine, shard, case, places)
+        case += 1
     return nowhere
 
 
@@ -157,24 +159,28 @@ cdef void look_around_all(const Engine *engine, Case *cases, uint32_t count) noe
 cdef inline void judge_all(
     Engine *engine, Shard *shard, const Batch *batch, Case *cases, uint32_t first, uint32_t count
 ) noexcept nogil:
-    cdef uint32_t at, established = 0
-    cdef uint64_t now_ns = batch.now_ns
-    cdef const uint64_t *times = batch.times
+    cdef uint32_t others = 0
+    cdef size_t step = batch.times_step
+    cdef const uint64_t *now_ns = &batch.times[first * step]
     cdef PackedVerdict *verdict = &batch.verdicts[first]
-    cdef bint is_watched = engine.taps_open != 0
-    for at in range(count):
-        if times != NULL:
-            now_ns = times[first + at]
-        if sg_likely(go_on(engine, shard, &cases[at], now_ns, verdict)):
-            established += 1
-        elif not begin_flow(engine, shard, &cases[at], now_ns, verdict):
-            take_long_way(engine, shard, &cases[at], batch.quotes, batch.quotes_count, now_ns, verdict)
-            verdict += 1
-            continue
-        if sg_unlikely(is_watched):
-            offer_short(engine, &cases[at], verdict, now_ns)
+    cdef Case *case = cases
+    while case < cases + count:
+        if sg_unlikely(not go_on(engine, shard, case, now_ns[0], verdict)):
+            others += 1
+            if not begin_flow(engine, shard, case, now_ns[0], verdict):
+                take_long_way(engine, shard, case, batch.quotes, batch.quotes_count, now_ns[0], verdict)
+        case += 1
         verdict += 1
-    shard.reasons[REASON_ESTABLISHED] += established
+        now_ns += step
+    shard.reasons[REASON_ESTABLISHED] += count - others
+    if sg_unlikely(engine.taps_open):
+        offer_all(engine, batch, cases, first, count)
+
+
+cdef void offer_all(Engine *engine, const Batch *batch, Case *cases, uint32_t first, uint32_t count) noexcept nogil:
+    cdef uint32_t at
+    for at in range(count):
+        offer_decided(engine, &cases[at], &batch.verdicts[first + at], batch.times[(first + at) * batch.times_step])
 
 
 cdef void decide_batch(Engine *engine, Shard *shard, const Batch *batch) noexcept nogil:
@@ -225,6 +231,5 @@ cdef inline void decide_one(
         shard.reasons[REASON_ESTABLISHED] += 1
     elif not begin_flow(engine, shard, &case, now_ns, verdict):
         take_long_way(engine, shard, &case, quotes, quotes_count, now_ns, verdict)
-        return
     if sg_unlikely(engine.taps_open):
-        offer_short(engine, &case, verdict, now_ns)
+        offer_decided(engine, &case, verdict, now_ns)

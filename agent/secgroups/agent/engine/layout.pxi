@@ -5,6 +5,8 @@ cdef enum:
     NIL = 0xFFFFFFFF
     # Of a guess: there is no such flow anywhere.
     NOWHERE = 0xFFFFFFFE
+    # Its endpoint is NIL.
+    NO_ENDS = 0xFFFFFFFF
     CHUNK_WORDS = 16
     CHUNK_FLOWS = 15
     # Chunks are this full on average when the table is.
@@ -27,7 +29,7 @@ cdef enum:
     IDLE_SAMPLE = 32
     # Packets that are judged with the shard locked once, and those that go through a stage together.
     BATCH = 256
-    AHEAD = 16
+    AHEAD = 32
     # Entries that are read at once.
     PAGE = 64
     # Entries that are gone through while a shard is kept from deciding: some 20 us.
@@ -52,6 +54,11 @@ cdef enum:
     LABEL_IPV6 = 3
     WHOLE_LABELS = 3
 
+    # Protocol, IP version and direction as they lie in a record: of TCP over IPv4, ingress. For egress one bit changes place.
+    SHAPE_MASK = 0xFFFFFF
+    SHAPE_TCP = 0x010406
+    SHAPE_EGRESS = 0x010000
+
     ICMP = 1
     TCP = 6
     UDP = 17
@@ -72,6 +79,8 @@ cdef enum:
     FLAG_REVOKED = 0x40
     # Not for the short way: packets of it have to be looked at before the table.
     FLAG_ODD = 0x80
+    # Of these, the short way is for those that have FLAG_ANSWERED alone.
+    QUICK_FLAGS = 0xE0
 
     STATE_SYN_SENT = 1
     STATE_ESTABLISHED = 4
@@ -482,15 +491,15 @@ ctypedef struct Engine:
     uint32_t taps_open
     Tap taps[TAPS_MAX]
 
-# Packets that are judged with the shard locked once, each at its own of ``times`` or, if that is NULL, all at now_ns.
+# Packets that are judged with the shard locked once: the time of the next is ``times_step`` on, 0 if they have one for all.
 ctypedef struct Batch:
     const Record *records
     PackedVerdict *verdicts
     const uint64_t *times
+    size_t times_step
     const Quote *quotes
     uint32_t quotes_count
     uint32_t count
-    uint64_t now_ns
 
 # Those of one shard among others, and where they were.
 ctypedef struct Picked:
@@ -500,14 +509,17 @@ ctypedef struct Picked:
     PackedVerdict verdicts[BATCH]
     Record records[BATCH]
 
-# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be (NIL if not
-# KIND_QUICK or KIND_KEYED).
+# A packet on its way through the stages. kind says what is to be done with it next, found where its flow may be (NIL or NOWHERE if
+# not KIND_QUICK or KIND_KEYED).
 ctypedef struct Case:
     const Record *record
     Server *server
-    # The address of the remote end in the record, and endpoint and ports as they lie in a flow: of a quick one.
+    # The address of the remote end in the record, and endpoint and ports as they lie in a flow: of a quick one. Of any other, ends
+    # is NO_ENDS, which no flow has.
     const uint64_t *remote
     uint64_t ends
+    # What is found, if that is one.
+    Flow *candidate
     uint64_t hash
     const uint32_t *chunk
     uint32_t found

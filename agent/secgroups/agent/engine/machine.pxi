@@ -12,6 +12,9 @@ cdef extern from *:
     #error "the engine reads its records in place and so needs a little-endian machine"
     #endif
 
+    /* A cache line of zeros: a chunk in which nothing is indexed, a flow that is free. */
+    static const uint64_t sg_nothing[8] __attribute__((aligned(64)));
+
     #define sg_prefetch(address) __builtin_prefetch((address), 1, 3)
     #define sg_likely(x) __builtin_expect(!!(x), 1)
     #define sg_unlikely(x) __builtin_expect(!!(x), 0)
@@ -48,6 +51,7 @@ cdef extern from *:
     static inline uint64_t sg_word(const void *at) { uint64_t word; memcpy(&word, at, 8); return word; }
     static inline void sg_set_word(void *at, uint64_t word) { memcpy(at, &word, 8); }
     static inline uint32_t sg_half_word(const void *at) { uint32_t word; memcpy(&word, at, 4); return word; }
+    static inline uint32_t sg_pair(const void *at) { uint16_t pair; memcpy(&pair, at, 2); return pair; }
     static inline uint32_t sg_rotate(uint32_t word, uint32_t bits) { return word << bits | word >> (-bits & 31); }
     /* Whether the sum, which is kept, has gone round. */
     static inline int sg_add(uint32_t *held, uint32_t more) { return __builtin_add_overflow(*held, more, held); }
@@ -105,11 +109,26 @@ cdef extern from *:
         munmap(made, bytes);
     #endif
     }
+    #ifndef MADV_COLLAPSE
+    #define MADV_COLLAPSE 25
+    #endif
+    /* A file of a tmpfs gets huge pages only where it begins as one does, and, as most are mounted, only if told to: what kernels
+       before 6.1 can't do. Without them it works as well, slower. */
     static inline void *sg_map_file(int file, size_t bytes) {
-        void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-        if (made == MAP_FAILED) return NULL;
-        madvise(made, bytes, MADV_HUGEPAGE);
-        return made;
+        const size_t huge = 2 << 20;
+        char *held = mmap(NULL, bytes + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *begin, *end;
+        if (held == MAP_FAILED) return NULL;
+        begin = (char *)(((uintptr_t)held + huge - 1) / huge * huge);
+        end = begin + (bytes + 4095) / 4096 * 4096;
+        if (mmap(begin, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED) {
+            munmap(held, bytes + huge);
+            return NULL;
+        }
+        if (begin > held) munmap(held, begin - held);
+        if (held + bytes + huge > end) munmap(end, held + bytes + huge - end);
+        madvise(begin, bytes, MADV_HUGEPAGE);
+        madvise(begin, bytes, MADV_COLLAPSE);
+        return begin;
     }
     static inline void sg_unmap(void *made, size_t bytes) { munmap(made, bytes); }
     #ifdef SECGROUPS_CHECKED
@@ -119,6 +138,7 @@ cdef extern from *:
     #endif
     """
     const int sg_checked
+    const uint64_t sg_nothing[8]
     void sg_prefetch(const void *address) noexcept nogil
     bint sg_likely(bint x) noexcept nogil
     bint sg_unlikely(bint x) noexcept nogil
@@ -128,6 +148,7 @@ cdef extern from *:
     uint64_t sg_word(const void *at) noexcept nogil
     void sg_set_word(void *at, uint64_t word) noexcept nogil
     uint32_t sg_half_word(const void *at) noexcept nogil
+    uint32_t sg_pair(const void *at) noexcept nogil
     uint32_t sg_rotate(uint32_t word, uint32_t bits) noexcept nogil
     bint sg_add(uint32_t *held, uint32_t more) noexcept nogil
     int sg_lowest_bit(uint32_t bits) noexcept nogil

@@ -14,30 +14,34 @@ cdef inline bint is_plain_source(uint64_t first, uint64_t second, bint ipv4) noe
 cdef inline bint prepare_quick(Engine *engine, const Shard *shard, Case *case) noexcept nogil:
     """Work out where the flow of a packet would be, if it is whole, TCP or UDP, and at an address of a server in force."""
     cdef Record *record = <Record *>case.record
-    cdef uint32_t number = record.server & HANDLE_INDEX_MASK, endpoint, ports, turn
+    cdef uint32_t number = record.server & HANDLE_INDEX_MASK, endpoint, ports, turn, shape = sg_half_word(&record.protocol)
     cdef uint64_t *here
     cdef const Server *server
-    if sg_unlikely(record.protocol != TCP and record.protocol != UDP):
-        return False
-    if sg_unlikely(number >= engine.servers_used or <uint8_t>(record.direction - 1) > 1 or sg_half_word(&record.fragment)):
+    cdef bint ipv4 = True
+    # Nearly all are of one shape, which is seen at once.
+    if sg_unlikely(((shape & SHAPE_MASK) - SHAPE_TCP) & ~<uint32_t>SHAPE_EGRESS):
+        if (record.protocol != TCP and record.protocol != UDP) or <uint8_t>(record.direction - 1) > 1:
+            return False
+        ipv4 = record.ip_version == 4
+        if not ipv4 and record.ip_version != 6:
+            return False
+    if sg_unlikely(number >= engine.servers_used or sg_half_word(&record.fragment)):
         return False
     server = case.server = &engine.servers[number]
     if sg_unlikely(server.plain_handle != record.server):
         return False
     # Ingress is 1 and comes to the destination, which is the second address, 16 bytes on. Its ports change places, 16 bits.
-    turn = (record.direction & 1) << 4
+    turn = shape >> 12 & 16
     here = <uint64_t *>(<char *>record.source + turn)
     case.remote = <uint64_t *>(<char *>record.source + (turn ^ 16))
-    if sg_likely(record.ip_version == 4 and server.ipv4 == here[1] and not here[0]):
+    if sg_likely(ipv4 and server.ipv4 == here[1] and not here[0]):
         endpoint = server.ipv4_endpoint
-    elif record.ip_version == 6 and server.ipv6[1] == here[1] and server.ipv6[0] == here[0] and server.ipv6_endpoint != NIL:
+    elif not ipv4 and server.ipv6[1] == here[1] and server.ipv6[0] == here[0] and server.ipv6_endpoint != NIL:
         endpoint = server.ipv6_endpoint
     else:
-        if not server.has_more or (record.ip_version != 4 and record.ip_version != 6):
+        if not server.has_more or is_ipv4_pair(here[0], here[1]) != ipv4:
             return False
-        if is_ipv4_pair(here[0], here[1]) != (record.ip_version == 4):
-            return False
-        endpoint = find_endpoint(engine, server, here[0], here[1], record.ip_version == 4)
+        endpoint = find_endpoint(engine, server, here[0], here[1], ipv4)
         if endpoint == NIL:
             return False
     ports = sg_rotate(sg_half_word(&record.source_port), turn)
@@ -67,17 +71,17 @@ cdef inline bint is_ordinary(const Engine *engine, const Case *case) noexcept no
 cdef inline bint go_on(Engine *engine, Shard *shard, const Case *case, uint64_t now_ns, PackedVerdict *verdict) noexcept nogil:
     """Let a packet of an answered flow through, if it moves that along; False if anything else is to be done."""
     cdef const Record *record = case.record
-    cdef Flow *flow
+    cdef Flow *flow = case.candidate
     cdef RuleCounts *counts
     cdef uint64_t deadline_ns
-    cdef uint32_t place, state, row = QUICK_UDP
-    if sg_unlikely(case.found >= NOWHERE or case.kind != KIND_QUICK):
-        return False
-    flow = &shard.flows[case.found]
+    cdef uint32_t place, state, row = QUICK_UDP, length = record.length
+    # Of what is not KIND_QUICK the ends differ, of what is in no flow the status.
     if sg_unlikely(
         (flow.remote[0] ^ case.remote[0]) | (flow.remote[1] ^ case.remote[1]) | (sg_word(&flow.endpoint) ^ case.ends)
-        | <uint64_t>(flow.protocol ^ record.protocol) | <uint64_t>(flow.epoch ^ case.server.epoch)
-        | (<uint64_t>(flow.status & (FLAG_REVOKED | FLAG_ANSWERED | FLAG_ODD)) ^ FLAG_ANSWERED)
+        | <uint64_t>(
+            flow.epoch ^ case.server.epoch
+            | (sg_pair(&flow.protocol) ^ (FLAG_ANSWERED << 8 | record.protocol)) & (QUICK_FLAGS << 8 | 0xFF)
+        )
     ):
         return False
     if sg_unlikely(flow.deadline_ns <= now_ns):
@@ -91,7 +95,7 @@ cdef inline bint go_on(Engine *engine, Shard *shard, const Case *case, uint64_t 
         return False
     flow.status = (flow.status & (0xFF ^ STATE_MASK)) | state
     flow.seen = <uint32_t>(now_ns >> SEEN_SHIFT)
-    count_packet(shard, flow, place >> 4, record.length, True)
+    count_packet(shard, flow, place >> 4, length, True)
     deadline_ns = now_ns + engine.quick_timeouts_ns[state]
     if sg_unlikely(deadline_ns < flow.deadline_ns):
         flow.deadline_ns = deadline_ns
@@ -99,7 +103,7 @@ cdef inline bint go_on(Engine *engine, Shard *shard, const Case *case, uint64_t 
     flow.deadline_ns = deadline_ns
     counts = &shard.rules[flow.rule]
     counts.packets += 1
-    counts.bytes += record.length
+    counts.bytes += length
     (<uint32_t *>verdict)[0] = 1 | REASON_ESTABLISHED << 8 | 9 << 24
     verdict.rule = counts.handle
     return True

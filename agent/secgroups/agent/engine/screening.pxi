@@ -125,6 +125,8 @@ cdef inline void prepare(Engine *engine, Case *case, const Quote *quotes, uint32
     case.rule = 0
     case.opened = case.is_malformed = 0
     case.quote = &quotes[record.quote - 1] if record.quote and record.quote <= quotes_count else NULL
+    # Of one that is not known nothing is looked at but the epoch.
+    case.server = <Server *>sg_nothing
     if number >= engine.servers_used:
         decided(case, REASON_UNKNOWN_SERVER, 1)
         return

@@ -257,12 +257,14 @@ cdef void decide_picked(
     cdef Picked picked
     cdef Py_ssize_t at, looked
     cdef uint32_t number, place
-    batch.records, batch.verdicts, batch.times = picked.records, picked.verdicts, NULL if times == NULL else picked.times
+    batch.records, batch.verdicts = picked.records, picked.verdicts
+    if batch.times_step:
+        batch.times = picked.times
     for number in range(engine.shards_count):
         at = 0
         while at < count:
             looked = gather(engine, number, &records[at], count - at, &picked)
-            for place in range(picked.count if times != NULL else 0):
+            for place in range(picked.count if batch.times_step else 0):
                 picked.times[place] = times[at + picked.places[place]]
             batch.count = picked.count
             decide_locked(engine, &engine.shards[number], batch)
@@ -278,12 +280,14 @@ cdef void decide_all(
     """Judge records in batches. ``times`` is NULL or has one for each record."""
     cdef Batch batch
     cdef Py_ssize_t at = 0
-    batch.quotes, batch.quotes_count, batch.now_ns = quotes, quotes_count, now_ns
+    batch.quotes, batch.quotes_count = quotes, quotes_count
+    batch.times, batch.times_step = &now_ns if times == NULL else times, times != NULL
     if engine.shards_count > 1:
         decide_picked(engine, &batch, count, records, times, verdicts)
         return
     while at < count:
-        batch.records, batch.verdicts, batch.times = &records[at], &verdicts[at], NULL if times == NULL else &times[at]
+        batch.records, batch.verdicts = &records[at], &verdicts[at]
         batch.count = <uint32_t>min(count - at, BATCH)
         decide_locked(engine, engine.shards, &batch)
+        batch.times += batch.count * batch.times_step
         at += batch.count

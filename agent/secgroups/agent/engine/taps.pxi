@@ -26,9 +26,10 @@ cdef void offer(Engine *engine, const Case *case, const PackedVerdict *verdict, 
         sg_unlock(&tap.lock)
 
 
-cdef void offer_short(Engine *engine, Case *case, const PackedVerdict *verdict, uint64_t now_ns) noexcept nogil:
-    """Offer what went the short way."""
-    case.reason, case.quote = verdict.reason, NULL
+cdef void offer_decided(Engine *engine, Case *case, const PackedVerdict *verdict, uint64_t now_ns) noexcept nogil:
+    """Offer what went the short way or the long one."""
+    if case.kind == KIND_QUICK:
+        case.reason, case.quote = verdict.reason, NULL
     offer(engine, case, verdict, now_ns)
 
 
