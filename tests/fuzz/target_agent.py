@@ -159,7 +159,7 @@ async def _served(choices: Choices, loop: VirtualLoop) -> None:
     neighbour = Agent(world, "a2").connect()
     neighbour.pump()
     far_end, wire = _Agent(choices, _SITE), Wire("controller", 10.0)
-    stream = AgentStream(far_end, world.publisher, wire, StreamSettings(), Pace(clocks), clocks, Counts())
+    stream = AgentStream(far_end, world.publisher, wire, StreamSettings(), Pace(clocks=clocks), clocks, Counts())
     try:
         await stream.run()
     except InvalidError as error:
