@@ -26,6 +26,8 @@ TURN_STREAMS_ALONE = 8
 ROUND_S = 0.5
 # Under pressure, what may be made up for in one turn; what could not be is let go.
 CATCH_UP_STREAMS = 32
+# Under pressure, how soon it is looked again whether there still is any: a few streams need not wait out their part of a round.
+LOOK_AGAIN_S = 0.005
 # What may be put off at most, however many others are to be sent to.
 ANSWER_WAIT_MAX_S = 0.25
 
@@ -105,6 +107,6 @@ class Pace:
             self._is_scheduled = False
             return
         if self._waiting and self._is_pressed and self._due < 1:
-            self._loop.call_later((1 - self._due) * ROUND_S / len(self._waiting), self._turn)
+            self._loop.call_later(min(LOOK_AGAIN_S, (1 - self._due) * ROUND_S / len(self._waiting)), self._turn)
         else:
             self._loop.call_soon(self._turn)
